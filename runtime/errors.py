@@ -1,0 +1,82 @@
+"""One exception class per cause. Every message says what happened, gives both numbers, and says what to do."""
+
+from __future__ import annotations
+
+
+class Edge4DError(Exception):
+    """Base of every error that edge4d raises on purpose.
+
+    Args:
+        what: what happened, in one sentence.
+        note: the facts: what was found and what was expected.
+        hint: the call, flag or file that fixes it.
+    """
+
+    def __init__(self, what: str, *, note: str = "", hint: str = "") -> None:
+        self.what, self.note, self.hint = what, note, hint
+        lines = [what]
+        if note:
+            lines.append(f"Note: {note}")
+        if hint:
+            lines.append(f"Hint: {hint}")
+        super().__init__("\n".join(lines))
+
+
+class InvalidTensor(Edge4DError):
+    """An array has the wrong shape, dtype, device or memory layout."""
+
+
+class InvalidCamera(Edge4DError):
+    """A camera's size, intrinsics or pose cannot be used."""
+
+
+class InvalidCameraPath(Edge4DError):
+    """A trajectory's name or parameters, or a file of poses, cannot be used."""
+
+
+class InvalidScene(Edge4DError):
+    """A scene, or the file that should hold one, cannot be used."""
+
+
+class InvalidPly(Edge4DError):
+    """A PLY file is not a readable 3D Gaussian splatting file."""
+
+
+class InvalidPicture(Edge4DError):
+    """A photograph, depth map or instance map cannot be used."""
+
+
+class InvalidBundle(Edge4DError):
+    """A bundle's description or files are missing, altered, too new or escape their folder."""
+
+
+class InvalidWorld(Edge4DError):
+    """A folder of world frames is incomplete or inconsistent."""
+
+
+class InvalidCheckpoint(Edge4DError):
+    """A checkpoint's tensors do not match the model they are loaded into."""
+
+
+class InvalidRequest(Edge4DError):
+    """An option has a value that cannot work, alone or together with the others."""
+
+
+class PrecisionNotInBundle(Edge4DError):
+    """The bundle has no graph of the precision that was asked for."""
+
+
+class BackendUnavailable(Edge4DError):
+    """A backend, or a package or library that it needs, is not on this machine."""
+
+
+class LibraryNotFound(Edge4DError):
+    """The native kernel library is missing or of another version."""
+
+
+class ExportFailed(Edge4DError):
+    """A model could not be turned into ONNX graphs that compute the same."""
+
+
+class PairOverflow(Edge4DError):
+    """More Gaussian-tile pairs than `max_pairs` allows, and the caller asked for fixed memory."""
