@@ -1,0 +1,190 @@
+"""From per-pixel feature maps to Gaussians and rigid motion: what every Pixel-to-4D network does after its last convolution.
+
+Letters: B batch, K layers per pixel, C channels, H W pixels, M motion groups, N = K·H·W Gaussians. Everything is in the input
+camera's frame (x right, y down, z forward), metres and seconds; t = 0 is the input image. The N axis is layer-major: k, row, column.
+
+Only operators of ONNX opset 17 that every backend runs well are used: no scatter, no CumSum, no sort; H and W may be symbolic.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+GROUPS = 64
+CANONICAL_CHANNELS = 14  # offset 3, opacity 1, scale 3, rotation 4, colour 3
+MOTION_CHANNELS = 12  # velocity 3, acceleration 3, angular velocity 3, angular acceleration 3
+SH_C0 = 0.28209479177387814  # 1 / (2·sqrt(pi)), the constant spherical harmonic
+
+
+class GaussianLayers(NamedTuple):
+    """Activated Gaussians, still on the pixel grid.
+
+    means [B,K,3,H,W] metres, quats [B,K,4,H,W] wxyz of unit length, scales [B,K,3,H,W] metres, opacities [B,K,1,H,W] in 0..1,
+    colors [B,K,3,H,W] RGB, at least 0.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+
+
+class DynamicGaussians(NamedTuple):
+    """The outputs of the `core` stage, in its order.
+
+    means [B,N,3], quats [B,N,4] wxyz, scales [B,N,3], opacities [B,N], colors [B,N,3], groups [B,N] int32 (0 = static);
+    centres [B,M,3] metres, velocity, acceleration [B,M,3] in m/s and m/s², angular_velocity, angular_acceleration [B,M,3]
+    in rad/s and rad/s². Row 0 of the last five is zero.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+    groups: Tensor
+    centres: Tensor
+    velocity: Tensor
+    acceleration: Tensor
+    angular_velocity: Tensor
+    angular_acceleration: Tensor
+
+
+def unproject(depth_layers: Tensor, intrinsics: Tensor) -> Tensor:
+    """Points on the rays through the pixel centres (at +0.5).
+
+    Args:
+        depth_layers: [B,K,H,W] metres along z.
+        intrinsics: [B,4] fx, fy, cx, cy in pixels.
+
+    Returns:
+        [B,K,H,W,3] metres: K⁻¹ [u, v, 1] · depth.
+    """
+    height, width = depth_layers.shape[-2:]
+    fx, fy, cx, cy = (value.reshape(-1, 1, 1, 1) for value in intrinsics.unbind(-1))
+    columns = torch.arange(width, device=depth_layers.device, dtype=depth_layers.dtype) + 0.5
+    rows = torch.arange(height, device=depth_layers.device, dtype=depth_layers.dtype) + 0.5
+    x = (columns - cx) / fx * depth_layers
+    y = (rows.reshape(-1, 1) - cy) / fy * depth_layers
+    return torch.stack([x, y, depth_layers], dim=-1)
+
+
+def layer_depths(depth: Tensor, increments: Tensor) -> Tensor:
+    """Depths of the layers of a pixel, nearest first: D, D + e₁, D + e₁ + e₂, … with e = exp(clamp(f, −10, 6)).
+
+    Args:
+        depth: [B,1,H,W] metres.
+        increments: [B,K−1,H,W] raw network outputs f (K = 1: an empty tensor).
+
+    Returns:
+        [B,K,H,W] metres. Formula: Flash3D (arXiv 2406.04343).
+    """
+    layers = [depth]
+    for step in increments.clamp(-10.0, 6.0).exp().split(1, dim=1) if increments.shape[1] else ():
+        layers.append(layers[-1] + step)
+    return torch.cat(layers, dim=1)
+
+
+def activate(
+    raw: Tensor, depth_layers: Tensor, intrinsics: Tensor, *, scale_unit: float = 0.01, pixel_floor: float = 0.0
+) -> GaussianLayers:
+    """Gaussians from raw channels, with Flash3D's activations (arXiv 2406.04343).
+
+    mean = K⁻¹ [u, v, 1] · depth + offset; opacity = sigmoid(f); scale = scale_unit · exp(f); rotation = normalize(f + [1,0,0,0]), which
+    is defined at f = 0; colour = max(SH₀ · f + 0.5, 0).
+
+    Args:
+        raw: [B,K,14,H,W]: offset 3 (metres), opacity 1, scale 3, rotation 4 (wxyz), colour 3.
+        depth_layers: [B,K,H,W] metres.
+        intrinsics: [B,4] fx, fy, cx, cy in pixels.
+        scale_unit: metres of a scale whose raw channel is 0.
+        pixel_floor: smallest scale, in pixels' footprints at the Gaussian's depth; 0.5 leaves no holes between neighbours.
+    """
+    offset, opacity, scale, rotation, color = raw.split([3, 1, 3, 4, 3], dim=2)
+    identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=raw.device, dtype=raw.dtype).reshape(1, 1, 4, 1, 1)
+    scales = scale_unit * scale.exp()
+    if pixel_floor > 0:
+        footprint = depth_layers / intrinsics[:, 0].reshape(-1, 1, 1, 1)
+        scales = torch.maximum(scales, pixel_floor * footprint.unsqueeze(2))
+    return GaussianLayers(
+        means=unproject(depth_layers, intrinsics).permute(0, 1, 4, 2, 3) + offset,
+        quats=functional.normalize(rotation + identity, dim=2),
+        scales=scales,
+        opacities=opacity.sigmoid(),
+        colors=(SH_C0 * color + 0.5).relu(),
+    )
+
+
+def flatten_layers(values: Tensor) -> Tensor:
+    """[B,K,C,H,W] → [B,N,C], layer-major: k, row, column."""
+    return values.permute(0, 1, 3, 4, 2).flatten(1, 3)
+
+
+def group_of_gaussian(instances: Tensor, layers: int, *, groups: int = GROUPS) -> Tensor:
+    """The motion group of every Gaussian.
+
+    Args:
+        instances: [B,H,W] int32; ids below 1 or from `groups` on count as 0, static.
+        layers: K.
+
+    Returns:
+        [B,N] int32 in 0..groups−1.
+    """
+    valid = (instances > 0) & (instances < groups)
+    ids = torch.where(valid, instances, torch.zeros_like(instances))
+    return ids.flatten(1).repeat(1, layers)
+
+
+def instance_mean(values: Tensor, instances: Tensor, *, groups: int = GROUPS) -> Tensor:
+    """Mean over all Gaussians of all pixels of each instance, as one-hot matrix products.
+
+    A mean over each image row comes first, then the mean of rows weighted by their share of the instance: no intermediate exceeds
+    the largest value or the image's height, and no weight is below 1/W, so that half precision neither overflows nor underflows.
+
+    Args:
+        values: [B,K,C,H,W].
+        instances: [B,H,W] int32; ids below 1 or from `groups` on belong to no group.
+
+    Returns:
+        [B,groups,C]; row 0 and the rows of absent ids are zero.
+    """
+    ids = torch.arange(1, groups, device=instances.device, dtype=instances.dtype)
+    member = (instances.unsqueeze(2) == ids.reshape(1, 1, -1, 1)).to(values.dtype)  # [B,H,groups-1,W]
+    row_weights = member / member.sum(-1, keepdim=True).clamp_min(1.0)
+    row_means = row_weights @ values.mean(1).permute(0, 2, 3, 1)  # [B,H,groups-1,C]
+    filled = member.mean(-1, keepdim=True)
+    total = filled.sum(1, keepdim=True)
+    share = filled / torch.where(total > 0, total, torch.ones_like(total))
+    return functional.pad((share * row_means).sum(1), (0, 0, 1, 0))
+
+
+def dynamic_gaussians(
+    layers: GaussianLayers, motion: Tensor, instances: Tensor, *, groups: int = GROUPS
+) -> DynamicGaussians:
+    """One rigid motion for each instance, the mean of what its pixels predict; everything else stands still.
+
+    Args:
+        layers: activated Gaussians on the pixel grid.
+        motion: [B,K,12,H,W]: velocity 3, acceleration 3 (m/s, m/s²), angular velocity 3, angular acceleration 3 (rad/s, rad/s²).
+        instances: [B,H,W] int32 ids, 0 = static.
+    """
+    means = instance_mean(torch.cat([layers.means, motion], dim=2), instances, groups=groups)
+    centres, velocity, acceleration, angular_velocity, angular_acceleration = means.split(3, dim=-1)
+    return DynamicGaussians(
+        means=flatten_layers(layers.means),
+        quats=flatten_layers(layers.quats),
+        scales=flatten_layers(layers.scales),
+        opacities=layers.opacities.flatten(1),
+        colors=flatten_layers(layers.colors),
+        groups=group_of_gaussian(instances, layers.means.shape[1], groups=groups),
+        centres=centres,
+        velocity=velocity,
+        acceleration=acceleration,
+        angular_velocity=angular_velocity,
+        angular_acceleration=angular_acceleration,
+    )

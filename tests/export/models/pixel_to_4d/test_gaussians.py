@@ -1,0 +1,208 @@
+"""The shared activation and grouping, against loops in NumPy and through ONNX with symbolic sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from edge4d.export.models.pixel_to_4d.gaussians import (  # noqa: E402
+    CANONICAL_CHANNELS,
+    MOTION_CHANNELS,
+    SH_C0,
+    activate,
+    dynamic_gaussians,
+    flatten_layers,
+    group_of_gaussian,
+    instance_mean,
+    layer_depths,
+    unproject,
+)
+
+INTRINSICS = torch.tensor([[50.0, 55.0, 4.2, 2.9]])
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mean_by_loops(values: np.ndarray, instances: np.ndarray, groups: int) -> np.ndarray:
+    B, K, C, H, W = values.shape
+    total, count = np.zeros((B, groups, C)), np.zeros((B, groups, 1))
+    for b, k, row, column in np.ndindex(B, K, H, W):
+        group = instances[b, row, column]
+        if 0 < group < groups:
+            total[b, group] += values[b, k, :, row, column]
+            count[b, group] += 1
+    return total / np.maximum(count, 1)
+
+
+def test_unproject_goes_through_pixel_centres():
+    depths = random(1, 2, 6, 8).exp()
+    points = unproject(depths, INTRINSICS).double().numpy()
+    fx, fy, cx, cy = INTRINSICS[0].tolist()
+    for k, row, column in np.ndindex(2, 6, 8):
+        z = depths[0, k, row, column].item()
+        expected = [(column + 0.5 - cx) / fx * z, (row + 0.5 - cy) / fy * z, z]
+        np.testing.assert_allclose(points[0, k, row, column], expected, rtol=1e-5)  # float32: eps · a few roundings
+
+
+def test_layers_lie_behind_each_other_and_the_first_is_the_depth():
+    depth = random(1, 1, 4, 4).exp()
+    layers = layer_depths(depth, torch.tensor([0.0, 100.0, -100.0]).reshape(1, 3, 1, 1).expand(1, 3, 4, 4))
+    torch.testing.assert_close(layers[:, :1], depth)
+    steps = layers.diff(dim=1)[0, :, 0, 0].double()
+    expected = torch.tensor([1.0, np.exp(6.0), np.exp(-10.0)], dtype=torch.float64)
+    # The last step is added to about 400 m, where float32 has a spacing of 3e-5.
+    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=4e-5)
+
+
+def test_a_single_layer_needs_no_increments():
+    depth = random(2, 1, 3, 3).exp()
+    torch.testing.assert_close(layer_depths(depth, depth[:, :0]), depth)
+
+
+def test_activation_of_zero_is_the_documented_neutral_gaussian():
+    depths = torch.full((1, 2, 4, 6), 3.0)
+    layers = activate(torch.zeros(1, 2, CANONICAL_CHANNELS, 4, 6), depths, INTRINSICS)
+    torch.testing.assert_close(layers.means, unproject(depths, INTRINSICS).permute(0, 1, 4, 2, 3))
+    torch.testing.assert_close(layers.quats[0, 0, :, 0, 0], torch.tensor([1.0, 0.0, 0.0, 0.0]))
+    assert (layers.scales == 0.01).all()
+    assert (layers.opacities == 0.5).all()
+    assert (layers.colors == 0.5).all()
+
+
+def test_activation_channel_order_and_formulas():
+    raw = random(1, 1, CANONICAL_CHANNELS, 2, 2)
+    depths = torch.full((1, 1, 2, 2), 2.0)
+    layers = activate(raw, depths, INTRINSICS, scale_unit=0.5)
+    f = raw[0, 0, :, 1, 0]
+    point = unproject(depths, INTRINSICS)[0, 0, 1, 0]
+    torch.testing.assert_close(layers.means[0, 0, :, 1, 0], point + f[:3])
+    torch.testing.assert_close(layers.opacities[0, 0, 0, 1, 0], 1 / (1 + (-f[3]).exp()))
+    torch.testing.assert_close(layers.scales[0, 0, :, 1, 0], 0.5 * f[4:7].exp())
+    rotation = f[7:11] + torch.tensor([1.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(layers.quats[0, 0, :, 1, 0], rotation / rotation.norm())
+    torch.testing.assert_close(layers.colors[0, 0, :, 1, 0], (SH_C0 * f[11:14] + 0.5).clamp_min(0))
+
+
+def test_pixel_floor_is_in_footprints_of_a_pixel():
+    raw = torch.full((1, 1, CANONICAL_CHANNELS, 2, 2), -20.0)
+    layers = activate(raw, torch.full((1, 1, 2, 2), 10.0), INTRINSICS, pixel_floor=0.5)
+    torch.testing.assert_close(layers.scales, torch.full_like(layers.scales, 0.5 * 10.0 / 50.0))
+
+
+def test_flatten_is_layer_major_and_agrees_with_the_groups():
+    values = torch.arange(2 * 3 * 4 * 5.0).reshape(1, 2, 3, 4, 5)
+    flat = flatten_layers(values)
+    instances = torch.arange(20, dtype=torch.int32).reshape(1, 4, 5)
+    groups = group_of_gaussian(instances, 2)
+    assert groups.dtype == torch.int32
+    n = 0
+    for k, row, column in np.ndindex(2, 4, 5):
+        assert (flat[0, n] == values[0, k, :, row, column]).all()
+        assert groups[0, n] == instances[0, row, column]
+        n += 1
+
+
+def test_ids_out_of_range_are_static():
+    instances = torch.tensor([[[-5, 0, 1, 63, 64, 2**31 - 1]]], dtype=torch.int32)
+    assert group_of_gaussian(instances, 1).tolist() == [[0, 0, 1, 63, 0, 0]]
+
+
+def test_instance_mean_is_the_mean_by_loops():
+    values = random(2, 3, 5, 6, 7)
+    instances = torch.randint(-2, 12, (2, 6, 7), generator=torch.Generator().manual_seed(1), dtype=torch.int32)
+    means = instance_mean(values, instances, groups=10)
+    expected = mean_by_loops(values.double().numpy(), instances.numpy(), 10)
+    np.testing.assert_allclose(means.numpy(), expected, atol=1e-6)  # values of order 1, tens of float32 roundings
+    assert (means[:, 0] == 0).all()
+
+
+def test_instance_mean_survives_half_precision():
+    """A whole picture of one fast instance, and one single pixel: neither overflows 65,504 nor vanishes."""
+    values = torch.full((1, 2, 1, 64, 2048), 90.0, dtype=torch.float16)
+    instances = torch.ones(1, 64, 2048, dtype=torch.int32)
+    instances[0, 3, 4] = 2
+    means = instance_mean(values, instances, groups=4).float()
+    # 90 with eps(half) = 1e-3, rounded a few times.
+    np.testing.assert_allclose(means[0, :, 0].numpy(), [0, 90, 90, 0], rtol=4e-3)
+
+
+def test_motion_is_shared_by_an_instance_and_zero_elsewhere():
+    instances = torch.zeros(1, 6, 8, dtype=torch.int32)
+    instances[0, 1:3, 2:5] = 7
+    layers = activate(random(1, 2, CANONICAL_CHANNELS, 6, 8), random(1, 2, 6, 8).exp(), INTRINSICS)
+    motion = random(1, 2, MOTION_CHANNELS, 6, 8, seed=1)
+    scene = dynamic_gaussians(layers, motion, instances)
+    inside = instances[0] == 7
+    expected = motion[0, :, :, inside].mean((0, 2))
+    for name, channels in zip(
+        ("velocity", "acceleration", "angular_velocity", "angular_acceleration"), expected.split(3)
+    ):
+        rows = getattr(scene, name)[0]
+        torch.testing.assert_close(rows[7], channels)
+        assert (rows[torch.arange(64) != 7] == 0).all()
+    torch.testing.assert_close(scene.centres[0, 7], layers.means[0, :, :, inside].mean((0, 2)))
+    assert scene.means.shape == (1, 96, 3)
+    assert scene.opacities.shape == (1, 96)
+    assert (scene.groups == 7).sum() == 2 * inside.sum()
+
+
+def test_gradients_reach_the_raw_channels():
+    raw = random(1, 2, CANONICAL_CHANNELS, 4, 4).requires_grad_()
+    motion = torch.zeros(1, 2, MOTION_CHANNELS, 4, 4, requires_grad=True)
+    depth = random(1, 1, 4, 4).exp()
+    layers = activate(raw, layer_depths(depth, torch.zeros(1, 1, 4, 4)), INTRINSICS)
+    scene = dynamic_gaussians(layers, motion, torch.ones(1, 4, 4, dtype=torch.int32))
+    sum(value.sum() for value in scene if value.is_floating_point()).backward()
+    assert raw.grad is not None
+    assert raw.grad.isfinite().all()
+    assert motion.grad is not None
+    assert (motion.grad > 0).all()
+
+
+class Core(torch.nn.Module):
+    """The whole of the shared part, as a network would call it."""
+
+    def forward(self, raw, increments, motion, depth, instances, intrinsics):
+        K = increments.shape[1] + 1
+        layers = activate(raw.unflatten(1, (K, -1)), layer_depths(depth, increments), intrinsics, pixel_floor=0.5)
+        return dynamic_gaussians(layers, motion.unflatten(1, (K, -1)), instances)
+
+
+def core_inputs(height: int, width: int) -> dict[str, torch.Tensor]:
+    return {
+        "raw": random(1, 2 * CANONICAL_CHANNELS, height, width),
+        "increments": random(1, 1, height, width, seed=1),
+        "motion": random(1, 2 * MOTION_CHANNELS, height, width, seed=2),
+        "depth": random(1, 1, height, width, seed=3).exp(),
+        "instances": torch.randint(-1, 66, (1, height, width), generator=torch.Generator().manual_seed(4)).int(),
+        "intrinsics": INTRINSICS,
+    }
+
+
+@pytest.mark.filterwarnings("ignore")  # the exporter's own dependencies warn
+def test_exports_to_opset_17_with_symbolic_height_and_width():
+    pytest.importorskip("onnxscript")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    H, W = torch.export.Dim("H", min=2), torch.export.Dim("W", min=2)
+    inputs = core_inputs(6, 8)
+    shapes = {name: {value.dim() - 2: H, value.dim() - 1: W} for name, value in inputs.items()} | {"intrinsics": None}
+    program = torch.onnx.export(
+        Core(), (), kwargs=inputs, dynamic_shapes=shapes, opset_version=17, dynamo=True, verbose=False
+    )
+    model = program.model_proto
+    assert {entry.domain: entry.version for entry in model.opset_import}[""] == 17
+    operators = {node.op_type for node in model.graph.node}
+    assert not operators & {"ScatterElements", "ScatterND", "CumSum", "TopK", "NonZero", "Loop", "If"}, operators
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    for size in ((6, 8), (9, 5)):
+        inputs = core_inputs(*size)
+        expected = Core()(**inputs)
+        found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
+        assert len(found) == len(expected)
+        for ours, theirs in zip(found, expected):
+            # Same float32 formulas in another order of operations; values reach about 100.
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-5, atol=1e-5)
