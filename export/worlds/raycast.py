@@ -106,7 +106,13 @@ def image_of(rows: Tensor, width: int, height: int) -> Tensor:
 
 
 def cast(
-    primitives: Primitives, origins: Tensor, directions: Tensor, intrinsics: Tensor, c2w: Tensor, width: int, height: int
+    primitives: Primitives,
+    origins: Tensor,
+    directions: Tensor,
+    intrinsics: Tensor,
+    c2w: Tensor,
+    width: int,
+    height: int,
 ) -> Hits:
     """The nearest hit of each ray.
 

@@ -1,0 +1,277 @@
+"""Paints what a ray hit: materials with procedural textures, sun, haze and sky. Display-referred RGB in 0..1."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# What a primitive is painted with. PLAIN takes the main colour, GROUND and SKY have no primitive.
+PLAIN, FACADE, CAR_BODY, CAR_CABIN, WHEEL, FOLIAGE, CLOTH, HEAD, PAVEMENT = range(9)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Light and surface of S scenes.
+
+    Attributes:
+        sun: [S, 3] unit vector towards the sun, street frame (y down).
+        light: [S, 2] ambient and direct strength.
+        haze: [S] 1/metre.
+        sky: [S, 2, 3] colour at the horizon and at the zenith.
+        clouds: [S] cover, 0..1.
+        asphalt, verge: [S, 3] colours of the road and of the ground beyond it.
+        tone: [S, 3, 2] gain and offset per channel, the camera's white balance and exposure.
+        road: [S, 4] half width, lanes per side, half width of the crossing street (0 = none), its z, metres.
+        seed: [S] float, shifts every texture.
+    """
+
+    sun: Tensor
+    light: Tensor
+    haze: Tensor
+    sky: Tensor
+    clouds: Tensor
+    asphalt: Tensor
+    verge: Tensor
+    tone: Tensor
+    road: Tensor
+    seed: Tensor
+
+    def to(self, device: torch.device) -> Look:
+        """The same look on `device`."""
+        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Surfels:
+    """The surface points to paint, [S, R, ...]: what the ray caster found, gathered per ray.
+
+    Attributes:
+        material: [S, R] int64.
+        colors: [S, R, 2, 3]; traits: [S, R, 4]; half: [S, R, 3] metres.
+        local: [S, R, 3] in the unit shape; points: [S, R, 3] street frame; normals: [S, R, 3].
+        footprint: [S, R] metres that one pixel covers, to fade detail that would alias.
+    """
+
+    material: Tensor
+    colors: Tensor
+    traits: Tensor
+    half: Tensor
+    local: Tensor
+    points: Tensor
+    normals: Tensor
+    footprint: Tensor
+
+
+def noise(points: Tensor, seed: Tensor) -> Tensor:
+    """Smooth value noise in 0..1 with unit cells; the lattice is hashed in integers, so every device agrees.
+
+    Args:
+        points: [..., 3]; seed: broadcastable to [...].
+    """
+    cell = points.floor()
+    f = points - cell
+    f = f * f * (3 - 2 * f)
+    base = cell.long()
+    salt = (seed * 977).long()
+    total = torch.zeros_like(points[..., 0])
+    for dx in (0, 1):
+        for dy in (0, 1):
+            for dz in (0, 1):
+                weight = (
+                    (f[..., 0] if dx else 1 - f[..., 0])
+                    * (f[..., 1] if dy else 1 - f[..., 1])
+                    * (f[..., 2] if dz else 1 - f[..., 2])
+                )
+                total = total + weight * _hash(base[..., 0] + dx, base[..., 1] + dy, base[..., 2] + dz, salt)
+    return total
+
+
+def _hash(x: Tensor, y: Tensor, z: Tensor, salt: Tensor) -> Tensor:
+    """Lattice point to a number in 0..1."""
+    h = (x * 73856093) ^ (y * 19349663) ^ (z * 83492791) ^ (salt * 2654435)
+    h = (h ^ (h >> 13)) * 1274126177 & 0x7FFFFFFF
+    return ((h ^ (h >> 16)) & 0xFFFF).float() / 65535.0
+
+
+def _detail(s: Surfels, points: Tensor, frequency: float, seed: Tensor) -> Tensor:
+    """Noise around 0 in −0.5..0.5, faded where a cell is smaller than two pixels."""
+    fade = (1.5 - s.footprint * frequency * 2).clamp(0, 1)
+    return (noise(points * frequency, seed) - 0.5) * fade
+
+
+def _band(x: Tensor, low: float | Tensor, high: float | Tensor, blur: Tensor) -> Tensor:
+    """1 inside [low, high], 0 outside, with edges `blur` wide."""
+    half = blur * 0.5 + 1e-4
+    return ((x - low) / half * 0.5 + 0.5).clamp(0, 1) * ((high - x) / half * 0.5 + 0.5).clamp(0, 1)
+
+
+def _mix(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
+    return a + (b - a) * weight[..., None]
+
+
+def surface_color(s: Surfels, look: Look) -> Tensor:
+    """Colour of each surfel before light, [S, R, 3]; ground is painted by `ground_color`."""
+    main, accent = s.colors.unbind(2)
+    seed = s.traits[..., 2]
+    metres = s.local * s.half
+    painted = {
+        PLAIN: main * (1 + 0.3 * _detail(s, metres, 4.0, seed))[..., None],
+        FACADE: _facade(s, metres, main, accent),
+        CAR_BODY: _car_body(s, metres, main),
+        CAR_CABIN: _car_cabin(s, metres, main),
+        WHEEL: _wheel(s),
+        FOLIAGE: main * (1 + 1.1 * _detail(s, s.points, 2.5, seed) + 0.7 * _detail(s, s.points, 9.0, seed))[..., None],
+        CLOTH: _mix(main, accent, (metres[..., 1] > -0.25 * s.half[..., 1]).float()),
+        HEAD: _mix(main, accent, ((s.local[..., 2] > 0.25) & (s.local[..., 1] > -0.55)).float()),
+        PAVEMENT: main * (1 + 0.35 * _detail(s, s.points, 1.3, seed) + 0.25 * _slabs(s))[..., None],
+    }
+    color = torch.zeros_like(main)
+    for material, value in painted.items():
+        color = torch.where((s.material == material)[..., None], value, color)
+    return color
+
+
+def _slabs(s: Surfels) -> Tensor:
+    """Dark joints between paving slabs of 0.9 m."""
+    fade = (1.5 - s.footprint * 8).clamp(0, 1)
+    joint = torch.maximum((s.points[..., 0] / 0.9 % 1.0 - 0.5).abs(), (s.points[..., 2] / 0.9 % 1.0 - 0.5).abs())
+    return -(joint > 0.47).float() * fade
+
+
+def _facade(s: Surfels, metres: Tensor, main: Tensor, accent: Tensor) -> Tensor:
+    """Plaster or brick with rows of windows; the ground floor is a shop in the accent colour."""
+    pitch, floor, seed, glass = s.traits.unbind(-1)
+    along = torch.where(s.normals[..., 0].abs() > 0.5, metres[..., 2], metres[..., 0])
+    height = s.half[..., 1] - metres[..., 1]  # above the ground
+    column, row = along / pitch, height / floor
+    blur_u, blur_v = s.footprint / pitch, s.footprint / floor
+    window = _band(column % 1.0, 0.25, 0.75, blur_u) * _band(row % 1.0, 0.3, 0.8, blur_v)
+    cell = _hash(column.floor().long(), row.floor().long(), torch.zeros_like(row).long(), (seed * 977).long())
+    pane = torch.stack([0.25 + 0.35 * cell, 0.3 + 0.35 * cell, 0.36 + 0.38 * cell], -1) * (0.5 + glass)[..., None]
+    wall = main * (1 + 0.35 * _detail(s, metres, 1.7, seed) + 0.25 * _detail(s, metres, 7.0, seed))[..., None]
+    vertical = s.normals[..., 1].abs() < 0.5
+    color = _mix(wall, pane, window * vertical * (row > 1.0))
+    shop = _mix(accent, 0.35 * accent + 0.12, _band(column / 2 % 1.0, 0.12, 0.88, blur_u) * (height < 0.75 * floor))
+    return _mix(color, shop, (vertical & (row <= 1.0)).float())
+
+
+def _car_body(s: Surfels, metres: Tensor, main: Tensor) -> Tensor:
+    """Paint with dark sills, lamps front (+z) and rear, and an indicator on the side a turn goes to.
+
+    Traits: brake 0/1, lit 0/1 (engine running), texture seed, indicator −1/0/+1.
+    """
+    brake, lit, _, indicator = s.traits.unbind(-1)
+    side, up = metres[..., 0].abs() / s.half[..., 0], -s.local[..., 1]
+    front, rear = s.local[..., 2] > 0.985, s.local[..., 2] < -0.985
+    lamp = ((side > 0.55) & (side < 0.95) & (up > -0.1) & (up < 0.55)).float()
+    white = torch.tensor([1.0, 0.98, 0.9], device=main.device) * (0.45 + 0.75 * lit)[..., None]
+    red = torch.tensor([1.0, 0.1, 0.06], device=main.device) * (0.35 + 0.25 * lit + 0.8 * brake)[..., None]
+    amber = torch.tensor([1.15, 0.6, 0.05], device=main.device).expand_as(main)
+    color = _mix(main, 0.15 * main, (up < -0.55).float())
+    color = _mix(color, white, lamp * front)
+    color = _mix(color, red, lamp * rear)
+    high_brake = rear & (side < 0.3) & (up > 0.75)
+    color = _mix(color, red, high_brake * brake)
+    blinking = (front | rear) & (side > 0.8) & (up > -0.5) & (up < -0.1) & (metres[..., 0].sign() == indicator)
+    plate = (front | rear) & (side < 0.28) & (up > -0.45) & (up < -0.15)
+    color = _mix(color, torch.full_like(main, 0.9), plate.float())
+    return _mix(color, amber, blinking.float())
+
+
+def _car_cabin(s: Surfels, metres: Tensor, main: Tensor) -> Tensor:
+    """Glass between pillars under a painted roof."""
+    up = -s.local[..., 1]
+    along = torch.where(s.normals[..., 0].abs() > 0.5, s.local[..., 2], s.local[..., 0])
+    glass = (up > -0.8) & (up < 0.65) & (along.abs() < 0.9) & (along.abs() > 0.04) & (s.normals[..., 1].abs() < 0.5)
+    pane = torch.tensor([0.13, 0.16, 0.19], device=main.device) * (1.2 + 0.8 * up)[..., None]
+    return _mix(main, pane, glass.float())
+
+
+def _wheel(s: Surfels) -> Tensor:
+    """Tyre and rim with five spokes that blur with speed. Traits: phase, speed (m/s)."""
+    phase, speed = s.traits[..., 0], s.traits[..., 1]
+    radius = torch.hypot(s.local[..., 0], s.local[..., 2])
+    spoke = torch.cos(5 * torch.atan2(s.local[..., 2], s.local[..., 0]) + phase)
+    contrast = torch.exp(-speed / 5) * (1.5 - s.footprint * 12).clamp(0, 1)
+    rim = 0.42 + 0.33 * contrast * spoke.sign()
+    grey = torch.where((radius < 0.68) & (s.local[..., 1].abs() > 0.98), rim, torch.full_like(rim, 0.07))
+    return grey[..., None].expand(*grey.shape, 3)
+
+
+def ground_color(s: Surfels, look: Look, shadows: Tensor) -> Tensor:
+    """Asphalt with lane markings, the crossing street, verges, and the dark patch under what stands on it.
+
+    Args:
+        shadows: [S, R] 0..1, how much light reaches the ground.
+    """
+    x, z = s.points[..., 0], s.points[..., 2]
+    half, lanes, cross_half, cross_z = (value[:, None] for value in look.road.unbind(-1))
+    seed = look.seed[:, None].expand_as(x)
+    blur = s.footprint
+    asphalt = (
+        look.asphalt[:, None]
+        * (1 + 0.35 * _detail(s, s.points, 0.7, seed) + 0.4 * _detail(s, s.points, 6.0, seed))[..., None]
+    )
+    verge = (
+        look.verge[:, None]
+        * (1 + 0.5 * _detail(s, s.points, 1.1, seed) + 0.5 * _detail(s, s.points, 5.0, seed))[..., None]
+    )
+    crossing = (z - cross_z).abs() < cross_half
+    road = (x.abs() < half) | crossing
+    paint = torch.full_like(asphalt, 0.82)
+    dash = _band(z / 6.0 % 1.0, 0.0, 0.5, blur * 3)
+    centre = _band(x.abs(), 0.05, 0.17, blur)
+    lane = _band((x.abs() - 3.4).abs(), 0.0, 0.07, blur) * (lanes > 1.5) * dash
+    edge = _band((x.abs() - (half - 2.3)).abs(), 0.0, 0.06, blur)
+    zebra = _band((z - (cross_z - cross_half - 1.9)).abs(), 0.0, 1.2, blur) * _band(x / 1.0 % 1.0, 0.0, 0.5, blur * 1.5)
+    marks = torch.maximum(torch.maximum(centre, lane), edge) * ~crossing
+    marks = torch.maximum(marks, zebra * (cross_half > 0)) * (x.abs() < half)
+    worn = 0.75 + 0.5 * _detail(s, s.points, 3.0, seed)
+    color = torch.where(road[..., None], _mix(asphalt, paint, (marks * worn).clamp(0, 1)), verge)
+    return color * shadows[..., None]
+
+
+def lit(color: Tensor, s: Surfels, look: Look) -> Tensor:
+    """Ambient light from the sky and Lambert's law for the sun, [S, R, 3]."""
+    facing = (s.normals * look.sun[:, None]).sum(-1).clamp_min(0)
+    from_above = 0.8 - 0.2 * s.normals[..., 1]
+    ambient, direct = look.light[:, :1], look.light[:, 1:]
+    return color * (ambient * from_above + direct * facing)[..., None]
+
+
+def sky_color(directions: Tensor, look: Look) -> Tensor:
+    """Gradient from horizon to zenith with clouds, [S, R, 3], for unit directions in the street frame."""
+    up = (-directions[..., 1]).clamp_min(0)
+    color = _mix(look.sky[:, None, 0].expand_as(directions), look.sky[:, None, 1].expand_as(directions), up.sqrt())
+    plane = directions / (up + 0.15)[..., None]
+    seed = look.seed[:, None].expand_as(up)
+    cover = 0.65 * noise(plane * 1.2, seed) + 0.35 * noise(plane * 3.1, seed)
+    weight = ((cover - 1 + look.clouds[:, None]) * 4).clamp(0, 1) * (up * 6).clamp(0, 1)
+    return _mix(color, torch.full_like(color, 0.93), weight * 0.8)
+
+
+def toned(color: Tensor, distance: Tensor, look: Look) -> Tensor:
+    """Haze towards the horizon colour (none where `distance` is infinite), then the camera's gain and offset."""
+    veil = torch.where(torch.isfinite(distance), 1 - torch.exp(-look.haze[:, None] * distance), 0.0)
+    color = _mix(color, look.sky[:, None, 0].expand_as(color), veil)
+    gain, offset = look.tone.unbind(-1)
+    return (color * gain[:, None] + offset[:, None]).clamp(0, 1)
+
+
+def contact_shadows(points: Tensor, centres: Tensor, yaw: Tensor, extent: Tensor, present: Tensor) -> Tensor:
+    """How much light reaches ground points beside standing objects, 1 = all.
+
+    Args:
+        points: [S, R, 3]; centres: [S, O, 3]; yaw: [S, O] radians about y; extent: [S, O, 2] half width and length; present: [S, O].
+    """
+    light = torch.ones_like(points[..., 0])
+    for o in range(centres.shape[1]):
+        offset = points - centres[:, None, o]
+        c, s = torch.cos(yaw[:, o, None]), torch.sin(yaw[:, o, None])
+        across = (c * offset[..., 0] - s * offset[..., 2]) / (extent[:, o, 0, None] * 1.25)
+        along = (s * offset[..., 0] + c * offset[..., 2]) / (extent[:, o, 1, None] * 1.12)
+        inside = 1 - (across**4 + along**4)
+        light = torch.minimum(light, 1 - 0.7 * (inside * 2.5).clamp(0, 1) * present[:, o, None])
+    return light
