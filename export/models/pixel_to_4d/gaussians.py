@@ -1,9 +1,11 @@
-"""From per-pixel feature maps to Gaussians and rigid motion: what every Pixel-to-4D network does after its last convolution.
+"""From feature maps to Gaussians and rigid motion: what every Pixel-to-4D network does after its last convolution.
 
-Letters: B batch, K layers per pixel, C channels, H W pixels, M motion groups, N = K·H·W Gaussians. Everything is in the input
-camera's frame (x right, y down, z forward), metres and seconds; t = 0 is the input image. The N axis is layer-major: k, row, column.
+Letters: B batch, K layers per pixel, C channels, H W pixels, M motion groups, N = K·H·W Gaussians. Everything is in the
+input camera's frame (x right, y down, z forward), metres and seconds; t = 0 is the input image. The N axis is
+layer-major: k, row, column.
 
-Only operators of ONNX opset 17 that every backend runs well are used: no scatter, no CumSum, no sort; H and W may be symbolic.
+Only operators of ONNX opset 17 that every backend runs well are used: no scatter, no CumSum, no sort, and of the
+reductions only sums, whose form is the same in opsets 17 and 18. H and W may be symbolic.
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
 
 GROUPS = 64
 CANONICAL_CHANNELS = 14  # offset 3, opacity 1, scale 3, rotation 4, colour 3
@@ -23,8 +24,8 @@ SH_C0 = 0.28209479177387814  # 1 / (2·sqrt(pi)), the constant spherical harmoni
 class GaussianLayers(NamedTuple):
     """Activated Gaussians, still on the pixel grid.
 
-    means [B,K,3,H,W] metres, quats [B,K,4,H,W] wxyz of unit length, scales [B,K,3,H,W] metres, opacities [B,K,1,H,W] in 0..1,
-    colors [B,K,3,H,W] RGB, at least 0.
+    means [B,K,3,H,W] metres, quats [B,K,4,H,W] wxyz of unit length, scales [B,K,3,H,W] metres,
+    opacities [B,K,1,H,W] in 0..1, colors [B,K,3,H,W] RGB, at least 0.
     """
 
     means: Tensor
@@ -38,8 +39,8 @@ class DynamicGaussians(NamedTuple):
     """The outputs of the `core` stage, in its order.
 
     means [B,N,3], quats [B,N,4] wxyz, scales [B,N,3], opacities [B,N], colors [B,N,3], groups [B,N] int32 (0 = static);
-    centres [B,M,3] metres, velocity, acceleration [B,M,3] in m/s and m/s², angular_velocity, angular_acceleration [B,M,3]
-    in rad/s and rad/s². Row 0 of the last five is zero.
+    centres [B,M,3] metres, velocity, acceleration [B,M,3] in m/s and m/s², angular_velocity, angular_acceleration
+    [B,M,3] in rad/s and rad/s². Row 0 of the last five is zero.
     """
 
     means: Tensor
@@ -85,8 +86,9 @@ def layer_depths(depth: Tensor, increments: Tensor) -> Tensor:
         [B,K,H,W] metres. Formula: Flash3D (arXiv 2406.04343).
     """
     layers = [depth]
-    for step in increments.clamp(-10.0, 6.0).exp().split(1, dim=1) if increments.shape[1] else ():
-        layers.append(layers[-1] + step)
+    steps = increments.clamp(-10.0, 6.0).exp()
+    for k in range(increments.shape[1]):
+        layers.append(layers[-1] + steps[:, k : k + 1])
     return torch.cat(layers, dim=1)
 
 
@@ -95,25 +97,25 @@ def activate(
 ) -> GaussianLayers:
     """Gaussians from raw channels, with Flash3D's activations (arXiv 2406.04343).
 
-    mean = K⁻¹ [u, v, 1] · depth + offset; opacity = sigmoid(f); scale = scale_unit · exp(f); rotation = normalize(f + [1,0,0,0]), which
-    is defined at f = 0; colour = max(SH₀ · f + 0.5, 0).
+    mean = K⁻¹ [u, v, 1] · depth + offset; opacity = sigmoid(f); scale = scale_unit · exp(f);
+    rotation = normalize(f + [1,0,0,0]), which is defined at f = 0; colour = max(SH₀ · f + 0.5, 0).
 
     Args:
         raw: [B,K,14,H,W]: offset 3 (metres), opacity 1, scale 3, rotation 4 (wxyz), colour 3.
         depth_layers: [B,K,H,W] metres.
         intrinsics: [B,4] fx, fy, cx, cy in pixels.
         scale_unit: metres of a scale whose raw channel is 0.
-        pixel_floor: smallest scale, in pixels' footprints at the Gaussian's depth; 0.5 leaves no holes between neighbours.
+        pixel_floor: smallest scale, in footprints of a pixel at the Gaussian's depth; 0.5 leaves no holes.
     """
-    offset, opacity, scale, rotation, color = raw.split([3, 1, 3, 4, 3], dim=2)
-    identity = torch.tensor([1.0, 0.0, 0.0, 0.0], device=raw.device, dtype=raw.dtype).reshape(1, 1, 4, 1, 1)
+    offset, opacity, scale, rotation, color = torch.split(raw, [3, 1, 3, 4, 3], dim=2)
+    rotation = rotation + torch.tensor([1.0, 0.0, 0.0, 0.0], device=raw.device, dtype=raw.dtype).reshape(4, 1, 1)
     scales = scale_unit * scale.exp()
     if pixel_floor > 0:
         footprint = depth_layers / intrinsics[:, 0].reshape(-1, 1, 1, 1)
         scales = torch.maximum(scales, pixel_floor * footprint.unsqueeze(2))
     return GaussianLayers(
         means=unproject(depth_layers, intrinsics).permute(0, 1, 4, 2, 3) + offset,
-        quats=functional.normalize(rotation + identity, dim=2),
+        quats=rotation / rotation.square().sum(2, keepdim=True).sqrt().clamp_min(1e-12),
         scales=scales,
         opacities=opacity.sigmoid(),
         colors=(SH_C0 * color + 0.5).relu(),
@@ -143,8 +145,8 @@ def group_of_gaussian(instances: Tensor, layers: int, *, groups: int = GROUPS) -
 def instance_mean(values: Tensor, instances: Tensor, *, groups: int = GROUPS) -> Tensor:
     """Mean over all Gaussians of all pixels of each instance, as one-hot matrix products.
 
-    A mean over each image row comes first, then the mean of rows weighted by their share of the instance: no intermediate exceeds
-    the largest value or the image's height, and no weight is below 1/W, so that half precision neither overflows nor underflows.
+    A mean over each image row comes first, then the mean of rows weighted by their share of the instance. Counts are
+    at most W and weights at least 1/W, so that half precision neither overflows nor underflows.
 
     Args:
         values: [B,K,C,H,W].
@@ -155,12 +157,14 @@ def instance_mean(values: Tensor, instances: Tensor, *, groups: int = GROUPS) ->
     """
     ids = torch.arange(1, groups, device=instances.device, dtype=instances.dtype)
     member = (instances.unsqueeze(2) == ids.reshape(1, 1, -1, 1)).to(values.dtype)  # [B,H,groups-1,W]
-    row_weights = member / member.sum(-1, keepdim=True).clamp_min(1.0)
-    row_means = row_weights @ values.mean(1).permute(0, 2, 3, 1)  # [B,H,groups-1,C]
-    filled = member.mean(-1, keepdim=True)
+    pixel_means = (values / values.shape[1]).sum(1).permute(0, 2, 3, 1)  # [B,H,W,C]
+    count = member.sum(-1, keepdim=True)  # [B,H,groups-1,1]
+    row_means = (member / count.clamp_min(1.0)) @ pixel_means  # [B,H,groups-1,C]
+    filled = count / instances.shape[-1]
     total = filled.sum(1, keepdim=True)
     share = filled / torch.where(total > 0, total, torch.ones_like(total))
-    return functional.pad((share * row_means).sum(1), (0, 0, 1, 0))
+    means = (share * row_means).sum(1)
+    return torch.cat([torch.zeros_like(means[:, :1]), means], dim=1)
 
 
 def dynamic_gaussians(
@@ -170,11 +174,12 @@ def dynamic_gaussians(
 
     Args:
         layers: activated Gaussians on the pixel grid.
-        motion: [B,K,12,H,W]: velocity 3, acceleration 3 (m/s, m/s²), angular velocity 3, angular acceleration 3 (rad/s, rad/s²).
+        motion: [B,K,12,H,W]: velocity 3, acceleration 3 (m/s, m/s²), angular velocity 3, angular acceleration 3
+            (rad/s, rad/s²).
         instances: [B,H,W] int32 ids, 0 = static.
     """
     means = instance_mean(torch.cat([layers.means, motion], dim=2), instances, groups=groups)
-    centres, velocity, acceleration, angular_velocity, angular_acceleration = means.split(3, dim=-1)
+    centres, velocity, acceleration, angular_velocity, angular_acceleration = torch.split(means, [3] * 5, dim=-1)
     return DynamicGaussians(
         means=flatten_layers(layers.means),
         quats=flatten_layers(layers.quats),
@@ -188,3 +193,42 @@ def dynamic_gaussians(
         angular_velocity=angular_velocity,
         angular_acceleration=angular_acceleration,
     )
+
+
+class GaussianHead(nn.Module):
+    """All of the above in one module without weights, so that an export can keep its arithmetic in float32.
+
+    Args:
+        layers: K.
+        groups: M.
+        scale_unit, pixel_floor: see `activate`.
+    """
+
+    def __init__(
+        self, layers: int, *, groups: int = GROUPS, scale_unit: float = 0.01, pixel_floor: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.layers, self.groups, self.scale_unit, self.pixel_floor = layers, groups, scale_unit, pixel_floor
+
+    def forward(
+        self, raw: Tensor, increments: Tensor, motion: Tensor, depth: Tensor, instances: Tensor, intrinsics: Tensor
+    ) -> DynamicGaussians:
+        """Everything that the `core` stage returns.
+
+        Args:
+            raw: [B,K·14,H,W], layer by layer, see `activate`.
+            increments: [B,K−1,H,W], see `layer_depths`.
+            motion: [B,K·12,H,W], layer by layer, see `dynamic_gaussians`.
+            depth: [B,1,H,W] metres.
+            instances: [B,H,W] int32.
+            intrinsics: [B,4] fx, fy, cx, cy in pixels.
+        """
+        gaussians = activate(
+            torch.unflatten(raw, 1, (self.layers, CANONICAL_CHANNELS)),
+            layer_depths(depth, increments),
+            intrinsics,
+            scale_unit=self.scale_unit,
+            pixel_floor=self.pixel_floor,
+        )
+        motion = torch.unflatten(motion, 1, (self.layers, MOTION_CHANNELS))
+        return dynamic_gaussians(gaussians, motion, instances, groups=self.groups)

@@ -11,6 +11,7 @@ from edge4d.export.models.pixel_to_4d.gaussians import (  # noqa: E402
     CANONICAL_CHANNELS,
     MOTION_CHANNELS,
     SH_C0,
+    GaussianHead,
     activate,
     dynamic_gaussians,
     flatten_layers,
@@ -99,11 +100,9 @@ def test_flatten_is_layer_major_and_agrees_with_the_groups():
     instances = torch.arange(20, dtype=torch.int32).reshape(1, 4, 5)
     groups = group_of_gaussian(instances, 2)
     assert groups.dtype == torch.int32
-    n = 0
-    for k, row, column in np.ndindex(2, 4, 5):
+    for n, (k, row, column) in enumerate(np.ndindex(2, 4, 5)):
         assert (flat[0, n] == values[0, k, :, row, column]).all()
         assert groups[0, n] == instances[0, row, column]
-        n += 1
 
 
 def test_ids_out_of_range_are_static():
@@ -163,16 +162,7 @@ def test_gradients_reach_the_raw_channels():
     assert (motion.grad > 0).all()
 
 
-class Core(torch.nn.Module):
-    """The whole of the shared part, as a network would call it."""
-
-    def forward(self, raw, increments, motion, depth, instances, intrinsics):
-        K = increments.shape[1] + 1
-        layers = activate(raw.unflatten(1, (K, -1)), layer_depths(depth, increments), intrinsics, pixel_floor=0.5)
-        return dynamic_gaussians(layers, motion.unflatten(1, (K, -1)), instances)
-
-
-def core_inputs(height: int, width: int) -> dict[str, torch.Tensor]:
+def head_inputs(height: int, width: int) -> dict[str, torch.Tensor]:
     return {
         "raw": random(1, 2 * CANONICAL_CHANNELS, height, width),
         "increments": random(1, 1, height, width, seed=1),
@@ -188,10 +178,16 @@ def test_exports_to_opset_17_with_symbolic_height_and_width():
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     H, W = torch.export.Dim("H", min=2), torch.export.Dim("W", min=2)
-    inputs = core_inputs(6, 8)
+    inputs = head_inputs(6, 8)
     shapes = {name: {value.dim() - 2: H, value.dim() - 1: W} for name, value in inputs.items()} | {"intrinsics": None}
     program = torch.onnx.export(
-        Core(), (), kwargs=inputs, dynamic_shapes=shapes, opset_version=17, dynamo=True, verbose=False
+        GaussianHead(2, pixel_floor=0.5),
+        (),
+        kwargs=inputs,
+        dynamic_shapes=shapes,
+        opset_version=17,
+        dynamo=True,
+        verbose=False,
     )
     model = program.model_proto
     assert {entry.domain: entry.version for entry in model.opset_import}[""] == 17
@@ -199,8 +195,8 @@ def test_exports_to_opset_17_with_symbolic_height_and_width():
     assert not operators & {"ScatterElements", "ScatterND", "CumSum", "TopK", "NonZero", "Loop", "If"}, operators
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     for size in ((6, 8), (9, 5)):
-        inputs = core_inputs(*size)
-        expected = Core()(**inputs)
+        inputs = head_inputs(*size)
+        expected = GaussianHead(2, pixel_floor=0.5)(**inputs)
         found = session.run(None, {name: value.numpy() for name, value in inputs.items()})
         assert len(found) == len(expected)
         for ours, theirs in zip(found, expected):
