@@ -127,19 +127,21 @@ def flatten_layers(values: Tensor) -> Tensor:
     return values.permute(0, 1, 3, 4, 2).flatten(1, 3)
 
 
-def group_of_gaussian(instances: Tensor, layers: int, *, groups: int = GROUPS) -> Tensor:
+def group_of_gaussian(instances: Tensor, layers: int, moving_layers: int, *, groups: int = GROUPS) -> Tensor:
     """The motion group of every Gaussian.
 
     Args:
         instances: [B,H,W] int32; ids below 1 or from `groups` on count as 0, static.
         layers: K.
+        moving_layers: how many of them, nearest first, belong to their pixel's instance; the rest is static.
 
     Returns:
         [B,N] int32 in 0..groups−1.
     """
     valid = (instances > 0) & (instances < groups)
     ids = torch.where(valid, instances, torch.zeros_like(instances))
-    return ids.flatten(1).repeat(1, layers)
+    ids = ids.flatten(1)
+    return torch.cat([ids] * moving_layers + [torch.zeros_like(ids)] * (layers - moving_layers), dim=1)
 
 
 def instance_mean(values: Tensor, instances: Tensor, *, groups: int = GROUPS) -> Tensor:
@@ -174,11 +176,12 @@ def dynamic_gaussians(
 
     Args:
         layers: activated Gaussians on the pixel grid.
-        motion: [B,K,12,H,W]: velocity 3, acceleration 3 (m/s, m/s²), angular velocity 3, angular acceleration 3
-            (rad/s, rad/s²).
+        motion: [B,L,12,H,W] for the L ≤ K nearest layers, which move; deeper ones show what the object hides and are
+            static. Velocity 3, acceleration 3 (m/s, m/s²), angular velocity 3, angular acceleration 3 (rad/s, rad/s²).
         instances: [B,H,W] int32 ids, 0 = static.
     """
-    means = instance_mean(torch.cat([layers.means, motion], dim=2), instances, groups=groups)
+    moving = motion.shape[1]
+    means = instance_mean(torch.cat([layers.means[:, :moving], motion], dim=2), instances, groups=groups)
     centres, velocity, acceleration, angular_velocity, angular_acceleration = torch.split(means, [3] * 5, dim=-1)
     return DynamicGaussians(
         means=flatten_layers(layers.means),
@@ -186,7 +189,7 @@ def dynamic_gaussians(
         scales=flatten_layers(layers.scales),
         opacities=layers.opacities.flatten(1),
         colors=flatten_layers(layers.colors),
-        groups=group_of_gaussian(instances, layers.means.shape[1], groups=groups),
+        groups=group_of_gaussian(instances, layers.means.shape[1], moving, groups=groups),
         centres=centres,
         velocity=velocity,
         acceleration=acceleration,

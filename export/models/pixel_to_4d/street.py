@@ -1,0 +1,256 @@
+"""Pixel-to-4D made small: two U-Nets of about a million weights each, no pretrained teachers.
+
+`Perceive` sees depth and objects in the photograph; a simulator that knows them replaces it. `StreetCore` turns photograph, depth
+and object ids into Gaussians with motion. It follows Pixel-to-4D (arXiv 2601.00678): K Gaussians per pixel, a static decoder, a
+dynamic decoder conditioned on noise (CVAE), motion averaged within each object. Its own choices: scales and offsets are in pixel
+footprints, the first layer's colour is the photograph's plus a correction, and only the first layer moves, so that what an object
+hides stays where it is.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge4d.export.models.layers.unet import ConvNorm, Residual, UNet, upsample
+from edge4d.export.models.pixel_to_4d import gaussians
+from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians
+
+FAR = 150.0  # metres; where the sky is put
+_NEAREST = 0.3
+_MOTION_UNITS = (8.0, 2.0, 0.3, 0.3)  # m/s, m/s², rad/s, rad/s²: about the spread of each in traffic
+CENTRE_UNIT = 32.0  # pixels per unit of the centre-offset head
+
+
+@dataclass(frozen=True)
+class StreetConfig:
+    """Sizes of the networks.
+
+    Attributes:
+        layers: K, Gaussians per pixel.
+        noise_channels: channels of the noise at stride 16.
+        perceive_widths, core_widths: channels at strides 1, 2, 4, 8, 16, 32.
+        blocks: residual blocks at strides 2 to 32.
+        motion_width: channels of the dynamic decoder.
+        groups: motion groups, the static one included.
+    """
+
+    layers: int = 2
+    noise_channels: int = 8
+    perceive_widths: tuple[int, ...] = (24, 40, 56, 80, 104, 128)
+    core_widths: tuple[int, ...] = (24, 36, 48, 64, 88, 104)
+    blocks: tuple[int, ...] = (1, 1, 2, 2, 2)
+    motion_width: int = 64
+    groups: int = gaussians.GROUPS
+
+
+STREET = StreetConfig()
+TINY = StreetConfig(
+    noise_channels=4, perceive_widths=(8,) * 6, core_widths=(8,) * 6, blocks=(1, 0, 0, 0, 0), motion_width=8
+)
+
+
+def camera_rays(intrinsics: Tensor, like: Tensor) -> Tensor:
+    """x/z and y/z of the ray through each pixel, [B, 2, H, W]; tells a network the field of view and where the horizon may be.
+
+    Args:
+        intrinsics: [B, 4] fx, fy, cx, cy in pixels.
+        like: [B, C, H, W], gives size, device and dtype.
+    """
+    ones = torch.ones_like(like[:, :1])
+    points = gaussians.unproject(ones.to(intrinsics.dtype), intrinsics)  # [B, 1, H, W, 3]
+    return points[:, 0, :, :, :2].permute(0, 3, 1, 2)
+
+
+class Inputs(nn.Module):
+    """What a network sees: normalised colour, rays, and for the core also depth and the mask of objects. Kept in float32."""
+
+    def forward(
+        self, image: Tensor, intrinsics: Tensor, depth: Tensor | None = None, instances: Tensor | None = None
+    ) -> Tensor:
+        """image [B,3,H,W], intrinsics [B,4]; with depth [B,1,H,W] and instances [B,H,W]: 8 channels, else 5."""
+        channels = [_normalised(image), camera_rays(intrinsics, image)]
+        if depth is not None and instances is not None:
+            mask = (instances > 0).to(image.dtype)[:, None]
+            channels += [depth.log() / 2.5 - 1, 4 / depth, mask]
+        return torch.cat(channels, 1)
+
+
+def _normalised(image: Tensor) -> Tensor:
+    return (image - 0.45) / 0.225
+
+
+class Perception(nn.Module):
+    """Maps from which depth and objects are read; trained directly.
+
+    Outputs: log depth [B,1,H,W], object logits [B,1,H,W], centre logits [B,1,H/4,W/4], offsets (x, y) to the object's centre
+    [B,2,H/2,W/2] in units of CENTRE_UNIT pixels.
+    """
+
+    def __init__(self, config: StreetConfig) -> None:
+        super().__init__()
+        widths = config.perceive_widths
+        self.prepare = Inputs()
+        self.unet = UNet(5, widths, config.blocks)
+        self.fine = nn.Sequential(ConvNorm(widths[0], widths[0]), nn.Conv2d(widths[0], 2, 3, 1, 1))
+        self.offset = nn.Sequential(ConvNorm(widths[1], widths[1]), nn.Conv2d(widths[1], 2, 3, 1, 1))
+        self.centre = nn.Sequential(ConvNorm(widths[2], widths[2]), nn.Conv2d(widths[2], 1, 3, 1, 1))
+        nn.init.constant_(self.centre[-1].bias, -4.0)  # centres are rare: start from "none"
+
+    def forward(self, image: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """image [B,3,H,W] in 0..1, intrinsics [B,4] in pixels."""
+        features = self.unet(self.prepare(image, intrinsics))
+        log_depth, objects = torch.split(self.fine(features[0]), 1, 1)
+        return log_depth + 2.5, objects, self.centre(features[2]), self.offset(features[1])
+
+
+def group_pixels(objects: Tensor, centres: Tensor, offsets: Tensor, *, groups: int, threshold: float = 0.3) -> Tensor:
+    """Instance ids: every object pixel joins the centre it points at (as Panoptic-DeepLab, arXiv 1911.10194).
+
+    Args:
+        objects: [B,1,H,W] logits; centres: [B,1,H/4,W/4] logits; offsets: [B,2,H/2,W/2] in units of CENTRE_UNIT pixels.
+        groups: ids run from 1 to groups − 1, most certain centre first.
+        threshold: least probability of a centre.
+
+    Returns:
+        [B,H,W] int32, 0 where there is no object.
+    """
+    heat = centres.sigmoid()
+    peak = functional.max_pool2d(heat, 5, 1, 2)
+    scores = torch.where(heat == peak, heat, torch.zeros_like(heat)).flatten(1)
+    best, index = scores.topk(groups - 1, dim=1)
+    places = _pixel_grid(heat, 4.0).flatten(2).expand(heat.shape[0], -1, -1)
+    chosen = places.gather(2, index[:, None].expand(-1, 2, -1))  # [B, 2, groups-1]
+    target = (_pixel_grid(offsets, 2.0) + CENTRE_UNIT * offsets).flatten(2)
+    distance = (target[:, 0, :, None] - chosen[:, 0, None]).square() + (
+        target[:, 1, :, None] - chosen[:, 1, None]
+    ).square()
+    distance = distance + (best < threshold).to(distance.dtype)[:, None] * 1e8
+    nearest = (distance.argmin(-1) + 1).to(objects.dtype).reshape(offsets[:, :1].shape)
+    ids = upsample(nearest)
+    certain = (best[:, :1] >= threshold).to(objects.dtype)[:, :, None, None]
+    return (ids * (objects > 0).to(objects.dtype) * certain)[:, 0].round().to(torch.int32)
+
+
+def _pixel_grid(like: Tensor, stride: float) -> Tensor:
+    """x and y of the cells of a feature map, [1, 2, h, w], in pixels of the full image."""
+    h, w = like.shape[-2:]
+    x = (torch.arange(w, device=like.device, dtype=like.dtype) + 0.5) * stride
+    y = (torch.arange(h, device=like.device, dtype=like.dtype) + 0.5) * stride
+    return torch.stack([x[None].expand(h, w), y[:, None].expand(h, w)])[None]
+
+
+class Readout(nn.Module):
+    """Depth [B,1,H,W] metres and instances [B,H,W] int32 from the maps of `Perception`. Kept in float32."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.groups = groups
+
+    def forward(self, log_depth: Tensor, objects: Tensor, centres: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        """The outputs of `Perception`, in its order."""
+        depth = log_depth.clamp(math.log(_NEAREST), math.log(FAR)).exp()
+        return depth, group_pixels(objects, centres, offsets, groups=self.groups)
+
+
+class Perceive(nn.Module):
+    """The `perceive` stage: photograph to depth [B,1,H,W] metres and instances [B,H,W] int32."""
+
+    def __init__(self, config: StreetConfig) -> None:
+        super().__init__()
+        self.perception = Perception(config)
+        self.readout = Readout(config.groups)
+
+    def forward(self, image: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+        """image [B,3,H,W] in 0..1, intrinsics [B,4] in pixels."""
+        depth, instances = self.readout(*self.perception(image, intrinsics))
+        return depth, instances
+
+
+class MotionEncoder(nn.Module):
+    """Training only: what the noise should have been, from the photograph, a later frame of the same camera, and depth.
+
+    Returns mean and log variance [B, noise_channels, H/16, W/16].
+    """
+
+    def __init__(self, config: StreetConfig) -> None:
+        super().__init__()
+        widths = (16, 32, 48, 64)
+        pairs = zip((7, *widths[:-1]), widths)
+        self.body = nn.Sequential(*(ConvNorm(a, b, stride=2) for a, b in pairs))
+        self.head = nn.Conv2d(widths[-1], 2 * config.noise_channels, 3, 1, 1)
+
+    def forward(self, image: Tensor, later: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
+        """image, later [B,3,H,W] in 0..1; depth [B,1,H,W] metres."""
+        x = torch.cat([_normalised(image), _normalised(later), depth.log() / 2.5 - 1], 1)
+        mean, log_variance = torch.chunk(self.head(self.body(x)), 2, 1)
+        return mean, log_variance.clamp(-8, 4)
+
+
+class Lift(nn.Module):
+    """Network outputs, in units that fit a photograph, to moving Gaussians. Kept in float32."""
+
+    def __init__(self, config: StreetConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def forward(
+        self, raw: Tensor, motion: Tensor, image: Tensor, depth: Tensor, instances: Tensor, intrinsics: Tensor
+    ) -> DynamicGaussians:
+        """raw [B, K·14 + K−1, H, W], motion [B,12,H/4,W/4], the rest as in `StreetCore`."""
+        k = self.config.layers
+        canonical, steps = torch.split(raw, [k * gaussians.CANONICAL_CHANNELS, k - 1], 1)
+        depths = gaussians.layer_depths(depth, steps + (0.15 * depth).log())
+        footprint = (depths / intrinsics[:, 0].reshape(-1, 1, 1, 1))[:, :, None]  # metres that a pixel covers
+        offset, opacity, scale, rotation, color = torch.split(canonical.unflatten(1, (k, -1)), [3, 1, 3, 4, 3], 2)
+        scale = scale.clamp(-4, 3) + (0.6 * footprint).log() - math.log(0.01)
+        color = color + ((image - 0.5) / gaussians.SH_C0)[:, None]
+        units = torch.cat([2 * footprint * offset, opacity + 3.0, scale, rotation, color], 2)
+        layers = gaussians.activate(units, depths, intrinsics)
+        motion = motion * torch.tensor(_MOTION_UNITS, device=motion.device).repeat_interleave(3).reshape(1, -1, 1, 1)
+        return gaussians.dynamic_gaussians(
+            layers, upsample(upsample(motion))[:, None], instances, groups=self.config.groups
+        )
+
+
+class StreetCore(nn.Module):
+    """The `core` stage: photograph, depth, instances and noise to moving Gaussians."""
+
+    def __init__(self, config: StreetConfig) -> None:
+        super().__init__()
+        widths, k, m = config.core_widths, config.layers, config.motion_width
+        self.prepare = Inputs()
+        self.enc_s = UNet(8, widths, config.blocks)
+        channels = k * gaussians.CANONICAL_CHANNELS + (k - 1)
+        self.dec_s = nn.Sequential(ConvNorm(widths[0], widths[0]), nn.Conv2d(widths[0], channels, 3, 1, 1))
+        self.latent = ConvNorm(widths[4], m)
+        self.dec_vae = nn.Sequential(ConvNorm(config.noise_channels, m), nn.Conv2d(m, m, 3, 1, 1))
+        self.dec_d = nn.ModuleList([ConvNorm(m + widths[3], m), ConvNorm(m + widths[2], m)])
+        self.motion = nn.Sequential(Residual(m), nn.Conv2d(m, gaussians.MOTION_CHANNELS, 3, 1, 1))
+        self.lift = Lift(config)
+        for head in (self.dec_s[-1], self.motion[-1]):
+            nn.init.normal_(head.weight, std=1e-3)
+            nn.init.zeros_(head.bias)
+
+    def forward(
+        self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
+    ) -> DynamicGaussians:
+        """Gaussians of the photograph, in the order of the stage's outputs.
+
+        Args:
+            image: [B,3,H,W] in 0..1, H and W multiples of 32.
+            depth: [B,1,H,W] metres.
+            instances: [B,H,W] int32, 0 = static.
+            noise: [B,Cz,H/16,W/16], zeros for the most likely motion.
+            intrinsics: [B,4] fx, fy, cx, cy in pixels.
+        """
+        depth = depth.clamp(_NEAREST, FAR)
+        features = self.enc_s(self.prepare(image, intrinsics, depth, instances))
+        motion = self.latent(features[4]) + self.dec_vae(noise)
+        for block, skip in zip(self.dec_d, (features[3], features[2])):
+            motion = block(torch.cat([upsample(motion), skip], 1))
+        return self.lift(self.dec_s(features[0]), self.motion(motion), image, depth, instances, intrinsics)
