@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-# What a primitive is painted with. PLAIN takes the main colour, GROUND and SKY have no primitive.
-PLAIN, FACADE, CAR_BODY, CAR_CABIN, WHEEL, FOLIAGE, CLOTH, HEAD, PAVEMENT = range(9)
+# What a surface is painted with. PLAIN takes the main colour; the ground is not a primitive, but a plane.
+PLAIN, FACADE, CAR_BODY, CAR_CABIN, WHEEL, FOLIAGE, CLOTH, HEAD, PAVEMENT, GROUND = range(10)
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,29 @@ class Look:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where the O objects of S scenes touch the ground: places [S, O, 3], yaw [S, O] radians, extent [S, O, 2] half width
+    and half length, present [S, O]."""
+
+    places: Tensor
+    yaw: Tensor
+    extent: Tensor
+    present: Tensor
+
+
+@dataclass(frozen=True)
 class Surfels:
-    """The surface points to paint, [S, R, ...]: what the ray caster found, gathered per ray.
+    """Q surface points to paint: what the ray caster found, gathered per ray.
 
     Attributes:
-        material: [S, R] int64.
-        colors: [S, R, 2, 3]; traits: [S, R, 4]; half: [S, R, 3] metres.
-        local: [S, R, 3] in the unit shape; points: [S, R, 3] street frame; normals: [S, R, 3].
-        footprint: [S, R] metres that one pixel covers, to fade detail that would alias.
+        scene: [Q] int64, which of the S scenes.
+        material: [Q] int64.
+        colors: [Q, 2, 3]; traits: [Q, 4]; half: [Q, 3] metres.
+        local: [Q, 3] in the unit shape; points: [Q, 3] street frame; normals: [Q, 3].
+        footprint: [Q] metres that one pixel covers, to fade detail that would alias.
     """
 
+    scene: Tensor
     material: Tensor
     colors: Tensor
     traits: Tensor
@@ -62,6 +75,10 @@ class Surfels:
     points: Tensor
     normals: Tensor
     footprint: Tensor
+
+    def select(self, rows: Tensor) -> Surfels:
+        """Only these rows."""
+        return Surfels(**{name: value[rows] for name, value in vars(self).items()})
 
 
 def noise(points: Tensor, seed: Tensor) -> Tensor:
@@ -111,26 +128,40 @@ def _mix(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:
     return a + (b - a) * weight[..., None]
 
 
-def surface_color(s: Surfels, look: Look) -> Tensor:
-    """Colour of each surfel before light, [S, R, 3]; ground is painted by `ground_color`."""
-    main, accent = s.colors.unbind(2)
-    seed = s.traits[..., 2]
-    metres = s.local * s.half
-    painted = {
-        PLAIN: main * (1 + 0.3 * _detail(s, metres, 4.0, seed))[..., None],
-        FACADE: _facade(s, metres, main, accent),
-        CAR_BODY: _car_body(s, metres, main),
-        CAR_CABIN: _car_cabin(s, metres, main),
-        WHEEL: _wheel(s),
-        FOLIAGE: main * (1 + 1.1 * _detail(s, s.points, 2.5, seed) + 0.7 * _detail(s, s.points, 9.0, seed))[..., None],
-        CLOTH: _mix(main, accent, (metres[..., 1] > -0.25 * s.half[..., 1]).float()),
-        HEAD: _mix(main, accent, ((s.local[..., 2] > 0.25) & (s.local[..., 1] > -0.55)).float()),
-        PAVEMENT: main * (1 + 0.35 * _detail(s, s.points, 1.3, seed) + 0.25 * _slabs(s))[..., None],
-    }
-    color = torch.zeros_like(main)
-    for material, value in painted.items():
-        color = torch.where((s.material == material)[..., None], value, color)
+def surface_color(s: Surfels, look: Look, standing: Standing) -> Tensor:
+    """Colour of each surfel before light, [Q, 3]."""
+    color = torch.zeros_like(s.points)
+    for material, paint in _PAINTS.items():
+        rows = (s.material == material).nonzero()[:, 0]
+        if len(rows):
+            color[rows] = paint(s.select(rows))
+    rows = (s.material == GROUND).nonzero()[:, 0]
+    ground = s.select(rows)
+    color[rows] = _ground(ground, look) * contact_shadows(ground, standing)[:, None]
     return color
+
+
+def _plain(s: Surfels) -> Tensor:
+    return s.colors[:, 0] * (1 + 0.3 * _detail(s, s.local * s.half, 4.0, s.traits[:, 2]))[:, None]
+
+
+def _foliage(s: Surfels) -> Tensor:
+    seed = s.traits[:, 2]
+    return s.colors[:, 0] * (1 + 1.1 * _detail(s, s.points, 2.5, seed) + 0.7 * _detail(s, s.points, 9.0, seed))[:, None]
+
+
+def _cloth(s: Surfels) -> Tensor:
+    return _mix(s.colors[:, 0], s.colors[:, 1], (s.local[:, 1] > -0.25).float())
+
+
+def _head(s: Surfels) -> Tensor:
+    """Hair in the main colour, a face in the accent colour on the side that looks ahead."""
+    return _mix(s.colors[:, 0], s.colors[:, 1], ((s.local[:, 2] > 0.25) & (s.local[:, 1] > -0.55)).float())
+
+
+def _pavement(s: Surfels) -> Tensor:
+    grain = 0.35 * _detail(s, s.points, 1.3, s.traits[:, 2]) + 0.25 * _slabs(s)
+    return s.colors[:, 0] * (1 + grain)[:, None]
 
 
 def _slabs(s: Surfels) -> Tensor:
@@ -140,8 +171,13 @@ def _slabs(s: Surfels) -> Tensor:
     return -(joint > 0.47).float() * fade
 
 
-def _facade(s: Surfels, metres: Tensor, main: Tensor, accent: Tensor) -> Tensor:
-    """Plaster or brick with rows of windows; the ground floor is a shop in the accent colour."""
+def _facade(s: Surfels) -> Tensor:
+    """Plaster or brick with rows of windows; the ground floor is a shop in the accent colour.
+
+    Traits: distance between windows (m), height of a floor (m), texture seed, brightness of the panes.
+    """
+    main, accent = s.colors.unbind(1)
+    metres = s.local * s.half
     pitch, floor, seed, glass = s.traits.unbind(-1)
     along = torch.where(s.normals[..., 0].abs() > 0.5, metres[..., 2], metres[..., 0])
     height = s.half[..., 1] - metres[..., 1]  # above the ground
@@ -157,11 +193,12 @@ def _facade(s: Surfels, metres: Tensor, main: Tensor, accent: Tensor) -> Tensor:
     return _mix(color, shop, (vertical & (row <= 1.0)).float())
 
 
-def _car_body(s: Surfels, metres: Tensor, main: Tensor) -> Tensor:
+def _car_body(s: Surfels) -> Tensor:
     """Paint with dark sills, lamps front (+z) and rear, and an indicator on the side a turn goes to.
 
     Traits: brake 0/1, lit 0/1 (engine running), texture seed, indicator −1/0/+1.
     """
+    main, metres = s.colors[:, 0], s.local * s.half
     brake, lit, _, indicator = s.traits.unbind(-1)
     side, up = metres[..., 0].abs() / s.half[..., 0], -s.local[..., 1]
     front, rear = s.local[..., 2] > 0.985, s.local[..., 2] < -0.985
@@ -180,8 +217,9 @@ def _car_body(s: Surfels, metres: Tensor, main: Tensor) -> Tensor:
     return _mix(color, amber, blinking.float())
 
 
-def _car_cabin(s: Surfels, metres: Tensor, main: Tensor) -> Tensor:
+def _car_cabin(s: Surfels) -> Tensor:
     """Glass between pillars under a painted roof."""
+    main = s.colors[:, 0]
     up = -s.local[..., 1]
     along = torch.where(s.normals[..., 0].abs() > 0.5, s.local[..., 2], s.local[..., 0])
     glass = (up > -0.8) & (up < 0.65) & (along.abs() < 0.9) & (along.abs() > 0.04) & (s.normals[..., 1].abs() < 0.5)
@@ -200,44 +238,33 @@ def _wheel(s: Surfels) -> Tensor:
     return grey[..., None].expand(*grey.shape, 3)
 
 
-def ground_color(s: Surfels, look: Look, shadows: Tensor) -> Tensor:
-    """Asphalt with lane markings, the crossing street, verges, and the dark patch under what stands on it.
-
-    Args:
-        shadows: [S, R] 0..1, how much light reaches the ground.
-    """
-    x, z = s.points[..., 0], s.points[..., 2]
-    half, lanes, cross_half, cross_z = (value[:, None] for value in look.road.unbind(-1))
-    seed = look.seed[:, None].expand_as(x)
-    blur = s.footprint
-    asphalt = (
-        look.asphalt[:, None]
-        * (1 + 0.35 * _detail(s, s.points, 0.7, seed) + 0.4 * _detail(s, s.points, 6.0, seed))[..., None]
-    )
-    verge = (
-        look.verge[:, None]
-        * (1 + 0.5 * _detail(s, s.points, 1.1, seed) + 0.5 * _detail(s, s.points, 5.0, seed))[..., None]
-    )
+def _ground(s: Surfels, look: Look) -> Tensor:
+    """Asphalt with lane markings, the crossing street with a zebra, and verges."""
+    x, z = s.points[:, 0], s.points[:, 2]
+    half, lanes, cross_half, cross_z = look.road[s.scene].unbind(-1)
+    seed, blur = look.seed[s.scene], s.footprint
+    grain = 0.35 * _detail(s, s.points, 0.7, seed) + 0.4 * _detail(s, s.points, 6.0, seed)
+    asphalt = look.asphalt[s.scene] * (1 + grain)[:, None]
+    grain = 0.5 * _detail(s, s.points, 1.1, seed) + 0.5 * _detail(s, s.points, 5.0, seed)
+    verge = look.verge[s.scene] * (1 + grain)[:, None]
     crossing = (z - cross_z).abs() < cross_half
-    road = (x.abs() < half) | crossing
-    paint = torch.full_like(asphalt, 0.82)
     dash = _band(z / 6.0 % 1.0, 0.0, 0.5, blur * 3)
     centre = _band(x.abs(), 0.05, 0.17, blur)
     lane = _band((x.abs() - 3.4).abs(), 0.0, 0.07, blur) * (lanes > 1.5) * dash
     edge = _band((x.abs() - (half - 2.3)).abs(), 0.0, 0.06, blur)
-    zebra = _band((z - (cross_z - cross_half - 1.9)).abs(), 0.0, 1.2, blur) * _band(x / 1.0 % 1.0, 0.0, 0.5, blur * 1.5)
-    marks = torch.maximum(torch.maximum(centre, lane), edge) * ~crossing
-    marks = torch.maximum(marks, zebra * (cross_half > 0)) * (x.abs() < half)
+    stripes = _band(x % 1.0, 0.0, 0.5, blur * 1.5)
+    zebra = _band((z - (cross_z - cross_half - 1.9)).abs(), 0.0, 1.2, blur) * stripes * (cross_half > 0)
+    marks = torch.maximum(torch.maximum(torch.maximum(centre, lane), edge) * ~crossing, zebra) * (x.abs() < half)
     worn = 0.75 + 0.5 * _detail(s, s.points, 3.0, seed)
-    color = torch.where(road[..., None], _mix(asphalt, paint, (marks * worn).clamp(0, 1)), verge)
-    return color * shadows[..., None]
+    painted = _mix(asphalt, torch.full_like(asphalt, 0.82), (marks * worn).clamp(0, 1))
+    return torch.where(((x.abs() < half) | crossing)[:, None], painted, verge)
 
 
 def lit(color: Tensor, s: Surfels, look: Look) -> Tensor:
-    """Ambient light from the sky and Lambert's law for the sun, [S, R, 3]."""
-    facing = (s.normals * look.sun[:, None]).sum(-1).clamp_min(0)
+    """Ambient light from the sky and Lambert's law for the sun, [Q, 3]."""
+    facing = (s.normals * look.sun[s.scene]).sum(-1).clamp_min(0)
     from_above = 0.8 - 0.2 * s.normals[..., 1]
-    ambient, direct = look.light[:, :1], look.light[:, 1:]
+    ambient, direct = look.light[s.scene].unbind(-1)
     return color * (ambient * from_above + direct * facing)[..., None]
 
 
@@ -260,18 +287,28 @@ def toned(color: Tensor, distance: Tensor, look: Look) -> Tensor:
     return (color * gain[:, None] + offset[:, None]).clamp(0, 1)
 
 
-def contact_shadows(points: Tensor, centres: Tensor, yaw: Tensor, extent: Tensor, present: Tensor) -> Tensor:
-    """How much light reaches ground points beside standing objects, 1 = all.
-
-    Args:
-        points: [S, R, 3]; centres: [S, O, 3]; yaw: [S, O] radians about y; extent: [S, O, 2] half width and length; present: [S, O].
-    """
-    light = torch.ones_like(points[..., 0])
-    for o in range(centres.shape[1]):
-        offset = points - centres[:, None, o]
-        c, s = torch.cos(yaw[:, o, None]), torch.sin(yaw[:, o, None])
-        across = (c * offset[..., 0] - s * offset[..., 2]) / (extent[:, o, 0, None] * 1.25)
-        along = (s * offset[..., 0] + c * offset[..., 2]) / (extent[:, o, 1, None] * 1.12)
-        inside = 1 - (across**4 + along**4)
-        light = torch.minimum(light, 1 - 0.7 * (inside * 2.5).clamp(0, 1) * present[:, o, None])
+def contact_shadows(s: Surfels, standing: Standing) -> Tensor:
+    """How much light reaches ground points under and beside standing objects, [Q], 1 = all."""
+    light = torch.ones_like(s.footprint)
+    for o in range(standing.places.shape[1]):
+        offset = s.points - standing.places[s.scene, o]
+        cos, sin = torch.cos(standing.yaw[:, o])[s.scene], torch.sin(standing.yaw[:, o])[s.scene]
+        width, length = standing.extent[s.scene, o].unbind(-1)
+        across = (cos * offset[:, 0] - sin * offset[:, 2]) / (1.25 * width)
+        along = (sin * offset[:, 0] + cos * offset[:, 2]) / (1.12 * length)
+        inside = 1 - (across.square().square() + along.square().square())
+        light = torch.minimum(light, 1 - 0.7 * (inside * 2.5).clamp(0, 1) * standing.present[s.scene, o])
     return light
+
+
+_PAINTS = {
+    PLAIN: _plain,
+    FACADE: _facade,
+    CAR_BODY: _car_body,
+    CAR_CABIN: _car_cabin,
+    WHEEL: _wheel,
+    FOLIAGE: _foliage,
+    CLOTH: _cloth,
+    HEAD: _head,
+    PAVEMENT: _pavement,
+}

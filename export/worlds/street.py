@@ -1,7 +1,8 @@
 """Procedural streets with exact colour, depth, object ids and 3-D motion for any camera and time.
 
-A street has a road with lanes and markings, pavements, buildings, trees and posts, often a crossing street; parked and moving cars, vans
-and lorries, pedestrians who stand, walk or run. Speeds vary. What moves shows by cues a person would use, see `CUES`.
+A street has a road with lanes and markings, pavements, buildings, trees and posts, often a crossing street; parked and
+moving cars, vans and lorries, pedestrians who stand, walk or run. Speeds vary. What moves shows by cues a person would
+use, see `CUES`.
 
 Street frame: x right, y down (ground at y = 0), z along the street, metres. Time in seconds, 0 at the photograph.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +35,7 @@ _TRAINING, _EVALUATION = 0, 1
 _PARKED, _DRIVING, _CROSSING, _WALKERS = 12, 8, 3, 9
 _CARS = _PARKED + _DRIVING + _CROSSING
 OBJECTS = _CARS + _WALKERS
+_UP = torch.tensor([0.0, -1.0, 0.0])
 
 
 @dataclass(frozen=True)
@@ -123,23 +126,24 @@ def evaluation_streets(seed: int, count: int) -> Street:
     return _sample([_key(_EVALUATION, seed, i) for i in range(count)])
 
 
-def _key(domain: int, seed: int, index: int) -> int:
-    """Generator seed; the domain has a bit of its own, so training and evaluation can never meet."""
-    return (domain << 62) | ((seed & 0x3FFFFFF) << 36) | (index & 0xFFFFFFFFF)
+def _key(domain: int, seed: int, index: int) -> tuple[int, int]:
+    """128-bit key of a scene's random numbers; training and evaluation differ in a bit of their own and never meet."""
+    return (domain << 63) | (seed & ((1 << 63) - 1)), index
 
 
 class _Draw:
     """Uniform numbers of S scenes, each from its own generator, handed out column by column."""
 
-    def __init__(self, keys: list[int], columns: int = 6000) -> None:
-        self.table = torch.stack([torch.rand(columns, generator=torch.Generator().manual_seed(key)) for key in keys])
+    def __init__(self, keys: list[tuple[int, int]], columns: int = 6000) -> None:
+        # Philox takes the whole key; torch's CPU generator would keep 32 bits of it.
+        streams = [np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))) for key in keys]
+        self.table = torch.from_numpy(np.stack([stream.random(columns, np.float32) for stream in streams]))
         self.scenes, self.used = len(keys), 0
 
     def uniform(self, low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
         """[S, *shape] between low and high."""
         count = math.prod(shape)
         values = self.table[:, self.used : self.used + count].reshape(self.scenes, *shape)
-        assert values.shape[0] == self.scenes
         self.used += count
         return low + (high - low) * values
 
@@ -208,7 +212,7 @@ def _vector(x: Tensor, y: Tensor | float, z: Tensor | float) -> Tensor:
     )
 
 
-def _sample(keys: list[int]) -> Street:
+def _sample(keys: list[tuple[int, int]]) -> Street:
     draw = _Draw(keys)
     wide = draw.chance(0.5)
     lanes = torch.where(wide, 2.0, 1.0)
@@ -662,6 +666,7 @@ def render(street: Street, time: Tensor, c2w: Tensor, width: int, height: int, *
 
 def _render_once(street: Street, time: Tensor, c2w: Tensor, width: int, height: int) -> View:
     primitives, places, yaw = _moved(street, time)
+    standing = shading.Standing(places, yaw, street.objects.extent, street.objects.present)
     intrinsics = street.intrinsics(width, height)
     origins, directions = raycast.rays_of(intrinsics, c2w, width, height)
     hits = raycast.cast(primitives, origins, directions, intrinsics, c2w, width, height)
@@ -670,50 +675,25 @@ def _render_once(street: Street, time: Tensor, c2w: Tensor, width: int, height: 
     on_ground = ground < hits.distance
     distance = torch.minimum(ground, hits.distance)
     distance = torch.where(distance < SKY_DEPTH, distance, torch.inf)
-    seen = torch.isfinite(distance)
-    color = _painted(street, primitives, hits, on_ground, distance, origins, directions, intrinsics[:, 0], places, yaw)
-    sky = shading.sky_color(torch.nn.functional.normalize(directions, dim=-1), street.look)
-    color = torch.where(seen[..., None], color, sky)
-    image = shading.toned(color, distance, street.look)
-    owner = primitives.owner[hits.index.clamp_min(0)]
-    ids = torch.where((hits.index >= 0) & ~on_ground & seen, owner + 1, 0)
-    rows = torch.cat([image, distance[..., None], ids[..., None].float()], -1)
-    pixels = raycast.image_of(rows, width, height)
-    return View(pixels[..., :3], pixels[..., 3], pixels[..., 4].long())
-
-
-def _painted(
-    street: Street,
-    primitives: Primitives,
-    hits: raycast.Hits,
-    on_ground: Tensor,
-    distance: Tensor,
-    origins: Tensor,
-    directions: Tensor,
-    focal: Tensor,
-    places: Tensor,
-    yaw: Tensor,
-) -> Tensor:
-    """Lit colour of what each ray hit, [S, R, 3]; meaningless where nothing was hit."""
-    scene = torch.arange(len(focal), device=focal.device)[:, None]
-    slot = hits.index.clamp_min(0)
-    reach = torch.where(torch.isfinite(distance), distance, 0.0)
-    points = origins[:, None] + directions * reach[..., None]
-    up = torch.tensor([0.0, -1.0, 0.0], device=focal.device)
+    color = shading.sky_color(torch.nn.functional.normalize(directions, dim=-1), street.look)
+    scene, ray = torch.isfinite(distance).nonzero(as_tuple=True)
+    slot = hits.index[scene, ray].clamp_min(0)
+    is_ground = on_ground[scene, ray]
+    reach = distance[scene, ray]
     surfels = shading.Surfels(
-        material=primitives.material[slot],
+        scene=scene,
+        material=torch.where(is_ground, shading.GROUND, primitives.material[slot]),
         colors=primitives.colors[scene, slot],
         traits=primitives.traits[scene, slot],
         half=primitives.half[scene, slot],
-        local=hits.local,
-        points=points,
-        normals=torch.where(on_ground[..., None], up, hits.normal),
-        footprint=reach / focal[:, None],
+        local=hits.local[scene, ray],
+        points=origins[scene] + directions[scene, ray] * reach[:, None],
+        normals=torch.where(is_ground[:, None], _UP.to(reach.device), hits.normal[scene, ray]),
+        footprint=reach / intrinsics[scene, 0],
     )
-    shadows = shading.contact_shadows(points, places, yaw, street.objects.extent, street.objects.present)
-    color = torch.where(
-        on_ground[..., None],
-        shading.ground_color(surfels, street.look, shadows),
-        shading.surface_color(surfels, street.look),
-    )
-    return shading.lit(color, surfels, street.look)
+    color[scene, ray] = shading.lit(shading.surface_color(surfels, street.look, standing), surfels, street.look)
+    image = shading.toned(color, distance, street.look)
+    ids = torch.zeros_like(distance)
+    ids[scene, ray] = torch.where(is_ground, 0, primitives.owner[slot] + 1).float()
+    pixels = raycast.image_of(torch.cat([image, distance[..., None], ids[..., None]], -1), width, height)
+    return View(pixels[..., :3], pixels[..., 3], pixels[..., 4].long())
