@@ -1,0 +1,194 @@
+"""Reads a folder of worlds: photographs with the true frames, depth and cameras along a path.
+
+    world.json              {"format": 1, "world", "seed", "fps", "frames": T, "size": [W, H],
+                            "intrinsics": [fx, fy, cx, cy] in pixels, "sequences": [NAME, …], …}
+    NAME/photo.png          the photograph, 8-bit RGB: t = 0, identity pose
+    NAME/cameras.npy        [T,4,4] camera-to-world, relative to the photograph's camera, metres
+    NAME/times.npy          [T] seconds, the first one 0
+    NAME/frames/0000.png    the true frames; 0000 is the photograph
+    NAME/frames_depth.npy   [T,H,W] metres along z
+    NAME/frames_moving.npz  [T,H,W] bool, the pixels of moving objects
+
+There are also NAME/depth.npy and NAME/instances.png, of the photograph, and NAME/motion.json: truth that the network
+does not get to see.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge4d.runtime.camera import Camera
+from edge4d.runtime.errors import InvalidWorld
+from edge4d.runtime.npy_files import read_npy, read_npz
+from edge4d.runtime.photo import read_rgb8
+
+FORMAT = 1
+MAX_DESCRIPTION = 1 << 20
+MAX_FRAMES = 100_000
+MAX_SIDE = 16_384
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", re.ASCII)  # a plain folder name: it leads nowhere else
+
+
+@dataclass(frozen=True)
+class WorldSequence:
+    """One photograph and what is truly seen along one camera path.
+
+    Attributes:
+        name: of its folder.
+        photo: [H,W,3] uint8.
+        cameras: T of them; the first is the photograph's.
+        times: [T] seconds, from 0.
+        depth: [T,H,W] metres along z.
+        moving: [T,H,W], the pixels of moving objects.
+    """
+
+    folder: Path
+    name: str
+    photo: NDArray[np.uint8]
+    cameras: tuple[Camera, ...]
+    times: NDArray[np.float64]
+    depth: NDArray[Any]
+    moving: NDArray[np.bool_]
+
+    def frame(self, index: int) -> NDArray[np.uint8]:
+        """The true picture number `index`, [H,W,3] uint8. Raises InvalidWorld, or InvalidPicture for a damaged file."""
+        return _picture(self.folder / "frames" / f"{index:04d}.png", self.photo.shape)
+
+
+@dataclass(frozen=True)
+class World:
+    """A folder of sequences of one world, all of one size, length and camera."""
+
+    folder: Path
+    name: str
+    seed: int
+    fps: float
+    frames: int
+    size: tuple[int, int]
+    intrinsics: tuple[float, float, float, float]
+    sequences: tuple[str, ...]
+
+    @classmethod
+    def load(cls, folder: Union[str, os.PathLike[str]]) -> World:
+        """Reads `world.json`. Raises InvalidWorld."""
+        folder = Path(folder)
+        node = _description(folder)
+        if node.get("format") != FORMAT:
+            raise InvalidWorld(
+                f"{folder} has an unknown format.", note=f"format {node.get('format')!r}, expected {FORMAT}"
+            )
+        return cls(
+            folder=folder,
+            name=_get(node, "world", str),
+            seed=_get(node, "seed", int),
+            fps=_number(node, "fps", 0.1, 1000.0),
+            frames=int(_number(node, "frames", 2, MAX_FRAMES)),
+            size=_size(node),
+            intrinsics=_intrinsics(node),
+            sequences=_sequence_names(node),
+        )
+
+    def sequence(self, name: str) -> WorldSequence:
+        """Reads one sequence, all but its frames. Raises InvalidWorld, InvalidPicture or InvalidCamera."""
+        folder = self.folder / name
+        width, height = self.size
+        maps = (self.frames, height, width)
+        poses = _expect(read_npy(folder / "cameras.npy", InvalidWorld), "cameras.npy", (self.frames, 4, 4))
+        times = _expect(read_npy(folder / "times.npy", InvalidWorld), "times.npy", (self.frames,)).astype(np.float64)
+        if not np.isfinite(times).all() or times[0] != 0 or (np.diff(times) <= 0).any():
+            raise InvalidWorld(f"The times of {folder} do not rise from 0.", note=f"they begin {times[:3].tolist()}")
+        camera = Camera.from_intrinsics(width, height, *self.intrinsics)
+        return WorldSequence(
+            folder=folder,
+            name=name,
+            photo=_picture(folder / "photo.png", (height, width, 3)),
+            cameras=tuple(camera.with_pose(pose) for pose in poses),
+            times=times,
+            depth=_expect(read_npy(folder / "frames_depth.npy", InvalidWorld), "frames_depth.npy", maps),
+            moving=_expect(read_npz(folder / "frames_moving.npz", InvalidWorld), "frames_moving.npz", maps).astype(
+                bool
+            ),
+        )
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    path = folder / "world.json"
+    hint = "Make a world with: edge4d world street -o DIR"
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_DESCRIPTION + 1)
+        if len(content) > MAX_DESCRIPTION:
+            raise InvalidWorld(f"{path} is too large.", note=f"more than {MAX_DESCRIPTION} bytes", hint=hint)
+        node = json.loads(content)
+    except (OSError, ValueError, RecursionError) as cause:
+        raise InvalidWorld(f"{folder} is not a folder of worlds.", note=f"{path.name}: {cause}", hint=hint) from cause
+    if not isinstance(node, dict):
+        raise InvalidWorld(f"{path} does not describe a world.", note=f"it holds a {type(node).__name__}", hint=hint)
+    return node
+
+
+def _get(node: dict[str, Any], key: str, kind: type[Any]) -> Any:
+    value = node.get(key)
+    if type(value) is not kind:
+        raise InvalidWorld(f"world.json needs '{key}'.", note=f"it is {str(value)[:80]!r}, expected a {kind.__name__}")
+    return value
+
+
+def _number(node: dict[str, Any], key: str, low: float, high: float) -> float:
+    value: Any = node.get(key)
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise InvalidWorld(
+            f"world.json needs '{key}'.", note=f"it is {str(value)[:80]!r}, expected {low:g} to {high:g}"
+        )
+    return float(value)
+
+
+def _numbers(node: dict[str, Any], key: str, count: int) -> list[float]:
+    values = _get(node, key, list)
+    if len(values) != count or any(type(value) not in (int, float) or not math.isfinite(value) for value in values):
+        raise InvalidWorld(f"world.json needs '{key}'.", note=f"it is {str(values)[:80]}, expected {count} numbers")
+    return [float(value) for value in values]
+
+
+def _size(node: dict[str, Any]) -> tuple[int, int]:
+    width, height = _numbers(node, "size", 2)
+    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
+        raise InvalidWorld("world.json has an impossible size.", note=f"{width}x{height}, at most {MAX_SIDE} each")
+    return int(width), int(height)
+
+
+def _intrinsics(node: dict[str, Any]) -> tuple[float, float, float, float]:
+    fx, fy, cx, cy = _numbers(node, "intrinsics", 4)
+    return fx, fy, cx, cy
+
+
+def _sequence_names(node: dict[str, Any]) -> tuple[str, ...]:
+    names = _get(node, "sequences", list)
+    bad = [name for name in names if not isinstance(name, str) or not _NAME.fullmatch(name)]
+    if bad or not names or len(set(names)) < len(names):
+        raise InvalidWorld(
+            "world.json needs 'sequences'.", note=f"got {str(bad or names)[:80]}, expected different plain folder names"
+        )
+    return tuple(names)
+
+
+def _picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.asarray(_expect(read_rgb8(path), path.name, shape), np.uint8)
+
+
+def _expect(array: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    if array.shape != shape:
+        raise InvalidWorld(
+            f"{name} does not fit world.json.", note=f"its shape is {array.shape}, expected {tuple(shape)}"
+        )
+    return array
