@@ -76,8 +76,7 @@ class Camera:
     @property
     def viewmat(self) -> FloatArray:
         """[4, 4] world to camera, float64."""
-        viewmat: FloatArray = np.linalg.inv(self.c2w)
-        return viewmat
+        return np.asarray(np.linalg.inv(self.c2w), np.float64)
 
     def with_pose(self, c2w: ArrayLike) -> Camera:
         """The same camera at another pose [4, 4]."""
@@ -98,7 +97,7 @@ class Camera:
         if left < 0 or top < 0 or left + width > self.width or top + height > self.height:
             raise InvalidCamera(
                 "The crop does not lie inside the picture.",
-                note=f"columns {left} to {left + width} of {self.width}, rows {top} to {top + height} of {self.height}.",
+                note=f"columns {left}..{left + width} of {self.width}, rows {top}..{top + height} of {self.height}.",
                 hint="Choose left + width and top + height no larger than the picture.",
             )
         K = self.K.copy()
@@ -123,7 +122,7 @@ def _checked_intrinsics(K: ArrayLike) -> FloatArray:
         raise InvalidCamera(
             "The intrinsics are not those of a pinhole camera without skew.",
             note=f"K is {K.tolist()}; it must be [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with fx > 0 and fy > 0.",
-            hint="Use Camera.from_intrinsics(width, height, fx, fy, cx, cy) or Camera.from_fov(width, height, degrees).",
+            hint="Use Camera.from_intrinsics(width, height, fx, fy, cx, cy) or Camera.from_fov(width, height, 60.0).",
         )
     return K
 

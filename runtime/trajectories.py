@@ -151,7 +151,7 @@ def _pan(clip: _Clip, *, degrees: float = 8.0, cycles: float = 1.0) -> _Motion:
 
 
 def _spiral(clip: _Clip, *, radius: float = 0.3, distance: float = 8.0, cycles: float = 1.0) -> _Motion:
-    """Circle `radius` metres about a point above the start, drifting in depth, looking at the point `distance` ahead."""
+    """Circle at `radius` metres about a point above the start, drifting in depth, looking `distance` metres ahead."""
     _check_positive("spiral", "distance", distance)
     phase = cycles * clip.phases
     positions = radius * np.stack([np.sin(phase), np.cos(phase) - 1.0, 0.5 * np.sin(2.0 * phase)], axis=-1)
@@ -208,7 +208,7 @@ class Keyframes:
     Between two keyframes position and rotation are cubic Bezier curves (the rotation in its cumulative form: Kim, Kim
     and Shin, "A general construction scheme for unit quaternion curves", 1995) whose tangents at the keyframes come
     from their neighbours, so that velocity and angular velocity are continuous. Frames are spread evenly along the
-    curve's length sqrt(|dx|^2 + (turning_radius |dtheta|)^2); the first and last frames are the first and last keyframes.
+    curve's length sqrt(|dx|^2 + (turning_radius |dtheta|)^2), from the first keyframe to the last.
 
     Attributes:
         poses: [P, 4, 4] camera to world relative to the input camera, metres.
@@ -308,8 +308,7 @@ class _Curve:
 
     def _lengths(self, steps: FloatArray) -> FloatArray:
         weights = np.array([1.0, 1.0, 1.0, self._radius, self._radius, self._radius])
-        lengths: FloatArray = np.linalg.norm(steps * weights, axis=-1)
-        return lengths
+        return np.asarray(np.linalg.norm(steps * weights, axis=-1), np.float64)
 
 
 def _tangents(steps: FloatArray, lengths: FloatArray) -> FloatArray:
@@ -373,7 +372,7 @@ def _times(frames: Any, fps: Any) -> FloatArray:
             note=f"it is {fps}; it must lie between 0.001 and 1000 frames per second.",
             hint="12, 24 and 30 are usual.",
         )
-    return np.arange(frames) / fps
+    return np.arange(frames, dtype=np.float64) / float(fps)
 
 
 def _check_parameters(name: str, parameters: Dict[str, float]) -> None:
