@@ -77,7 +77,7 @@ def scale_invariant_log_depth(
     return (mean_square - variance_focus * mean.square()).clamp_min(1e-8).sqrt().mean()
 
 
-def kl_diagonal(mean: Tensor, log_variance: Tensor, *, free_bits: float = 0.0) -> Tensor:
+def diagonal_gaussian_kl(mean: Tensor, log_variance: Tensor, *, free_bits: float = 0.0) -> Tensor:
     """KL(N(mean, exp(log_variance)) ‖ N(0, I)) in nats: mean over batch and positions, sum over channels.
 
     Formula: Kingma and Welling 2014, appendix B. The first `free_bits` nats of each channel's mean cost no more than

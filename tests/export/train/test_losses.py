@@ -96,14 +96,14 @@ def test_kl_is_the_closed_form_of_torch_distributions():
     normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
     standard = torch.distributions.Normal(torch.zeros_like(mean), torch.ones_like(mean))
     expected = torch.distributions.kl_divergence(normal, standard).sum(1).mean()
-    torch.testing.assert_close(losses.kl_diagonal(mean, log_variance), expected)
+    torch.testing.assert_close(losses.diagonal_gaussian_kl(mean, log_variance), expected)
 
 
 def test_free_bits_hold_an_unused_channel_but_not_a_used_one():
     mean = torch.zeros(1, 2, 4, 4)
     mean[:, 1] = 3.0
     mean.requires_grad_()
-    loss = losses.kl_diagonal(mean, torch.zeros_like(mean), free_bits=0.1)
+    loss = losses.diagonal_gaussian_kl(mean, torch.zeros_like(mean), free_bits=0.1)
     assert loss.item() == pytest.approx(0.1 + 4.5)
     loss.backward()
     assert mean.grad is not None

@@ -98,7 +98,7 @@ def test_flatten_is_layer_major_and_agrees_with_the_groups():
     values = torch.arange(2 * 3 * 4 * 5.0).reshape(1, 2, 3, 4, 5)
     flat = flatten_layers(values)
     instances = torch.arange(20, dtype=torch.int32).reshape(1, 4, 5)
-    groups = group_of_gaussian(instances, 2)
+    groups = group_of_gaussian(instances, 2, 2)
     assert groups.dtype == torch.int32
     for n, (k, row, column) in enumerate(np.ndindex(2, 4, 5)):
         assert (flat[0, n] == values[0, k, :, row, column]).all()
@@ -107,7 +107,7 @@ def test_flatten_is_layer_major_and_agrees_with_the_groups():
 
 def test_ids_out_of_range_are_static():
     instances = torch.tensor([[[-5, 0, 1, 63, 64, 2**31 - 1]]], dtype=torch.int32)
-    assert group_of_gaussian(instances, 1).tolist() == [[0, 0, 1, 63, 0, 0]]
+    assert group_of_gaussian(instances, 1, 1).tolist() == [[0, 0, 1, 63, 0, 0]]
 
 
 def test_instance_mean_is_the_mean_by_loops():
@@ -147,6 +147,14 @@ def test_motion_is_shared_by_an_instance_and_zero_elsewhere():
     assert scene.means.shape == (1, 96, 3)
     assert scene.opacities.shape == (1, 96)
     assert (scene.groups == 7).sum() == 2 * inside.sum()
+
+
+def test_layers_behind_those_that_move_are_static():
+    instances = torch.ones(1, 4, 5, dtype=torch.int32)
+    layers = activate(random(1, 3, CANONICAL_CHANNELS, 4, 5), random(1, 3, 4, 5).exp(), INTRINSICS)
+    scene = dynamic_gaussians(layers, random(1, 2, MOTION_CHANNELS, 4, 5), instances)
+    assert scene.groups.tolist() == [[1] * 40 + [0] * 20]
+    torch.testing.assert_close(scene.centres[0, 1], layers.means[0, :2].mean((0, 2, 3)))
 
 
 def test_gradients_reach_the_raw_channels():
