@@ -1,10 +1,10 @@
-"""Pixel-to-4D made small: two U-Nets of about a million weights each, no pretrained teachers.
+"""Pixel-to-4D made small: two U-Nets of one to two million weights, no pretrained teachers.
 
-`Perceive` sees depth and objects in the photograph; a simulator that knows them replaces it. `StreetCore` turns photograph, depth
-and object ids into Gaussians with motion. It follows Pixel-to-4D (arXiv 2601.00678): K Gaussians per pixel, a static decoder, a
-dynamic decoder conditioned on noise (CVAE), motion averaged within each object. Its own choices: scales and offsets are in pixel
-footprints, the first layer's colour is the photograph's plus a correction, and only the first layer moves, so that what an object
-hides stays where it is.
+`Perceive` sees depth and objects in the photograph; a simulator that knows them replaces it. `StreetCore` turns
+photograph, depth and object ids into Gaussians with motion. It follows Pixel-to-4D (arXiv 2601.00678): K Gaussians per
+pixel, a static decoder, a dynamic decoder conditioned on noise (CVAE), motion averaged within each object. Its own choices:
+scales and offsets are in pixel footprints, the first layer's colour is the photograph's plus a correction, and only the
+first layer moves, so that what an object hides stays where it is.
 """
 
 from __future__ import annotations
@@ -34,23 +34,29 @@ class StreetConfig:
         layers: K, Gaussians per pixel.
         noise_channels: channels of the noise at stride 16.
         perceive_widths, core_widths: channels at strides 1, 2, 4, 8, 16, 32.
-        blocks: residual blocks at strides 2 to 32.
+        perceive_blocks, core_blocks: residual blocks at strides 2 to 32.
         motion_width: channels of the dynamic decoder.
         groups: motion groups, the static one included.
     """
 
     layers: int = 2
     noise_channels: int = 8
-    perceive_widths: tuple[int, ...] = (24, 40, 56, 80, 104, 128)
-    core_widths: tuple[int, ...] = (24, 36, 48, 64, 88, 104)
-    blocks: tuple[int, ...] = (1, 1, 2, 2, 2)
+    perceive_widths: tuple[int, ...] = (24, 40, 56, 80, 96, 112)
+    perceive_blocks: tuple[int, ...] = (1, 1, 2, 2, 2)
+    core_widths: tuple[int, ...] = (24, 36, 48, 64, 80, 80)
+    core_blocks: tuple[int, ...] = (1, 1, 1, 1, 1)
     motion_width: int = 64
     groups: int = gaussians.GROUPS
 
 
 STREET = StreetConfig()
 TINY = StreetConfig(
-    noise_channels=4, perceive_widths=(8,) * 6, core_widths=(8,) * 6, blocks=(1, 0, 0, 0, 0), motion_width=8
+    noise_channels=4,
+    perceive_widths=(8,) * 6,
+    perceive_blocks=(1, 0, 0, 0, 0),
+    core_widths=(8,) * 6,
+    core_blocks=(1, 0, 0, 0, 0),
+    motion_width=8,
 )
 
 
@@ -76,6 +82,7 @@ class Inputs(nn.Module):
         channels = [_normalised(image), camera_rays(intrinsics, image)]
         if depth is not None and instances is not None:
             mask = (instances > 0).to(image.dtype)[:, None]
+            depth = depth.clamp(_NEAREST, FAR)
             channels += [depth.log() / 2.5 - 1, 4 / depth, mask]
         return torch.cat(channels, 1)
 
@@ -95,7 +102,7 @@ class Perception(nn.Module):
         super().__init__()
         widths = config.perceive_widths
         self.prepare = Inputs()
-        self.unet = UNet(5, widths, config.blocks)
+        self.unet = UNet(5, widths, config.perceive_blocks)
         self.fine = nn.Sequential(ConvNorm(widths[0], widths[0]), nn.Conv2d(widths[0], 2, 3, 1, 1))
         self.offset = nn.Sequential(ConvNorm(widths[1], widths[1]), nn.Conv2d(widths[1], 2, 3, 1, 1))
         self.centre = nn.Sequential(ConvNorm(widths[2], widths[2]), nn.Conv2d(widths[2], 1, 3, 1, 1))
@@ -203,6 +210,7 @@ class Lift(nn.Module):
     ) -> DynamicGaussians:
         """raw [B, K·14 + K−1, H, W], motion [B,12,H/4,W/4], the rest as in `StreetCore`."""
         k = self.config.layers
+        depth = depth.clamp(_NEAREST, FAR)
         canonical, steps = torch.split(raw, [k * gaussians.CANONICAL_CHANNELS, k - 1], 1)
         depths = gaussians.layer_depths(depth, steps + (0.15 * depth).log())
         footprint = (depths / intrinsics[:, 0].reshape(-1, 1, 1, 1))[:, :, None]  # metres that a pixel covers
@@ -211,10 +219,14 @@ class Lift(nn.Module):
         color = color + ((image - 0.5) / gaussians.SH_C0)[:, None]
         units = torch.cat([2 * footprint * offset, opacity + 3.0, scale, rotation, color], 2)
         layers = gaussians.activate(units, depths, intrinsics)
-        motion = motion * torch.tensor(_MOTION_UNITS, device=motion.device).repeat_interleave(3).reshape(1, -1, 1, 1)
         return gaussians.dynamic_gaussians(
-            layers, upsample(upsample(motion))[:, None], instances, groups=self.config.groups
+            layers, self.metric_motion(motion)[:, None], instances, groups=self.config.groups
         )
+
+    def metric_motion(self, motion: Tensor) -> Tensor:
+        """Raw motion [B,12,H/4,W/4] to [B,12,H,W] in metres, radians and seconds."""
+        units = torch.tensor(_MOTION_UNITS, device=motion.device).repeat_interleave(3).reshape(1, -1, 1, 1)
+        return upsample(upsample(motion * units))
 
 
 class StreetCore(nn.Module):
@@ -224,7 +236,7 @@ class StreetCore(nn.Module):
         super().__init__()
         widths, k, m = config.core_widths, config.layers, config.motion_width
         self.prepare = Inputs()
-        self.enc_s = UNet(8, widths, config.blocks)
+        self.enc_s = UNet(8, widths, config.core_blocks)
         channels = k * gaussians.CANONICAL_CHANNELS + (k - 1)
         self.dec_s = nn.Sequential(ConvNorm(widths[0], widths[0]), nn.Conv2d(widths[0], channels, 3, 1, 1))
         self.latent = ConvNorm(widths[4], m)
@@ -248,9 +260,15 @@ class StreetCore(nn.Module):
             noise: [B,Cz,H/16,W/16], zeros for the most likely motion.
             intrinsics: [B,4] fx, fy, cx, cy in pixels.
         """
-        depth = depth.clamp(_NEAREST, FAR)
+        raw, motion = self.maps(image, depth, instances, noise, intrinsics)
+        return self.lift(raw, motion, image, depth, instances, intrinsics)
+
+    def maps(
+        self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What the decoders say: raw Gaussians [B, K·14 + K−1, H, W] and raw motion [B,12,H/4,W/4]."""
         features = self.enc_s(self.prepare(image, intrinsics, depth, instances))
         motion = self.latent(features[4]) + self.dec_vae(noise)
         for block, skip in zip(self.dec_d, (features[3], features[2])):
             motion = block(torch.cat([upsample(motion), skip], 1))
-        return self.lift(self.dec_s(features[0]), self.motion(motion), image, depth, instances, intrinsics)
+        return self.dec_s(features[0]), self.motion(motion)

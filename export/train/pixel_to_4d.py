@@ -1,0 +1,378 @@
+"""Trains a Pixel-to-4D network on procedural streets.
+
+One step renders fresh streets: the photograph, a later frame of the same camera, and a view from elsewhere at another
+time. The network sees the photograph; its Gaussians, moved and rendered, must look like the other two. Depth, objects and
+motion, which the world knows exactly, guide it besides. Half of each batch gets noise from the motion encoder, the other
+half zeros, so that temperature 0 is trained and the noise still means something (CVAE with a KL term).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edge4d.export.models.pixel_to_4d import gaussians, street
+from edge4d.export.models.pixel_to_4d.motion import move
+from edge4d.export.train.losses import kl_diagonal, ssim
+from edge4d.export.train.rasterize import rasterize
+from edge4d.export.worlds import street as world
+from edge4d.export.worlds.rotations import about_x, about_y
+
+CLIP_SECONDS = 2.0  # how far ahead the views go: 24 frames at 12 frames per second
+_MIN_PIXELS = 20  # an object smaller than this in the photograph teaches nothing about its motion
+_VALIDATION_SEED = 1 << 40  # far from any seed a user would give
+
+
+class Training(nn.Module):
+    """The networks that are trained together."""
+
+    def __init__(self, config: street.StreetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.perceive = street.Perceive(config)
+        self.core = street.StreetCore(config)
+        self.enc_vae = street.MotionEncoder(config)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """B streets: the photograph and two target views, [B,3,H,W] images, [B,1,H,W] depths in metres, [B,H,W] ids.
+
+    `later` is the photograph's camera at `later_time`, `other` another camera `other_viewmat` [B,4,4] (photograph's camera →
+    other camera) at `other_time` [B]. `motion` [B,64,12] and `visible` [B,64] are the true motions of the objects.
+    """
+
+    photo: Tensor
+    depth: Tensor
+    instances: Tensor
+    intrinsics: Tensor
+    later: Tensor
+    later_time: Tensor
+    later_moving: Tensor
+    other: Tensor
+    other_time: Tensor
+    other_viewmat: Tensor
+    other_moving: Tensor
+    motion: Tensor
+    visible: Tensor
+
+
+def random_poses(count: int, generator: torch.Generator) -> Tensor:
+    """[count,4,4] poses near the photograph's camera, camera to world: a few metres ahead, a little aside, turned a little."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
+    pose = torch.eye(4).repeat(count, 1, 1)
+    pose[:, :3, :3] = about_y(uniform(-0.2, 0.2)) @ about_x(uniform(-0.06, 0.06))
+    pose[:, :3, 3] = torch.stack([uniform(-1.0, 1.0), uniform(-0.4, 0.3), uniform(-0.8, 4.5)], -1)
+    return pose
+
+
+def make_sample(
+    streets: world.Street, generator: torch.Generator, width: int, height: int, device: torch.device
+) -> Sample:
+    """Renders a batch of streets on `device`."""
+    streets = streets.to(device)
+    count = len(streets.fov)
+    start = torch.zeros(count, device=device)
+    later_time, other_time = (CLIP_SECONDS * torch.rand(2, count, generator=generator)).to(device)
+    relative = random_poses(count, generator).to(device)
+    photo = world.render(streets, start, streets.camera, width, height)
+    later = world.render(streets, later_time, streets.camera, width, height)
+    other = world.render(streets, other_time, streets.camera @ relative, width, height)
+    motion, visible = true_motions(streets, photo)
+    moving = functional.pad(streets.objects.moving, (1, 0)).float()
+
+    def moving_pixels(view: world.View) -> Tensor:
+        return moving.gather(1, view.objects.flatten(1)).reshape(view.objects.shape)[:, None]
+
+    return Sample(
+        photo=photo.image.permute(0, 3, 1, 2).contiguous(),
+        depth=photo.depth.clamp_max(street.FAR)[:, None],
+        instances=photo.objects.int(),
+        intrinsics=streets.intrinsics(width, height),
+        later=later.image.permute(0, 3, 1, 2).contiguous(),
+        later_time=later_time,
+        later_moving=moving_pixels(later),
+        other=other.image.permute(0, 3, 1, 2).contiguous(),
+        other_time=other_time,
+        other_viewmat=torch.linalg.inv(relative),
+        other_moving=moving_pixels(other),
+        motion=motion,
+        visible=visible,
+    )
+
+
+def true_motions(streets: world.Street, photo: world.View) -> tuple[Tensor, Tensor]:
+    """Motion of each object about the centre of what is seen of it, in the photograph's camera frame.
+
+    Returns:
+        [B,64,12] v, a, ω, α, and [B,64] bool: the object is present with at least 20 pixels.
+    """
+    objects = streets.objects
+    intrinsics = streets.intrinsics(photo.objects.shape[2], photo.objects.shape[1])
+    depth = photo.depth.clamp_max(street.FAR)[:, None]
+    points = gaussians.unproject(depth, intrinsics).permute(0, 1, 4, 2, 3)
+    seen = gaussians.instance_mean(points, photo.objects.int())[:, 1 : 1 + world.OBJECTS]
+    to_camera = streets.camera[:, :3, :3]  # row vectors times this are camera coordinates
+    true_centre = (objects.centres - streets.camera[:, None, :3, 3]) @ to_camera
+    spin = torch.zeros_like(objects.velocity)
+    spin[..., 1] = objects.yaw_rate
+    spin = spin @ to_camera
+    arm = seen - true_centre
+    # A rigid motion about another centre: v' = v + ω × r, a' = a + ω × (ω × r).
+    swing = torch.linalg.cross(spin, arm)
+    velocity = objects.velocity @ to_camera + swing
+    acceleration = objects.acceleration @ to_camera + torch.linalg.cross(spin, swing)
+    motion = torch.cat([velocity, acceleration, spin, torch.zeros_like(spin)], -1)
+    ids = functional.one_hot(photo.objects.flatten(1), world.OBJECTS + 1).sum(1)[:, 1:]
+    visible = objects.present & (ids >= _MIN_PIXELS)
+    rest = gaussians.GROUPS - 1 - world.OBJECTS
+    return functional.pad(motion, (0, 0, 1, rest)), functional.pad(visible, (1, rest))
+
+
+def perception_loss(maps: tuple[Tensor, Tensor, Tensor, Tensor], sample: Sample) -> dict[str, Tensor]:
+    """Log depth with its gradients, object mask, centres, offsets."""
+    log_depth, objects, centres, offsets = maps
+    target = sample.depth.log()
+    mask = (sample.instances > 0).float()[:, None]
+    heat, offset, inside = centre_targets(sample.instances, centres.shape[-2:], offsets.shape[-2:])
+    error = log_depth - target
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    centre_loss = functional.binary_cross_entropy_with_logits(centres, heat, reduction="none") * (1 + 9 * heat)
+    offset_loss = ((offsets - offset / street.CENTRE_UNIT).abs() * inside).sum() / inside.sum().clamp_min(1)
+    return {
+        "depth": error.abs().mean() + 0.5 * edges,
+        "objects": functional.binary_cross_entropy_with_logits(objects, mask),
+        "centres": 2 * centre_loss.mean(),
+        "offsets": 0.2 * offset_loss,
+    }
+
+
+def centre_targets(instances: Tensor, coarse: torch.Size, fine: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Heat of object centres [B,1,h4,w4], offsets to them [B,2,h2,w2] in pixels, and where those count [B,1,h2,w2]."""
+    height, width = instances.shape[1:]
+    y, x = torch.meshgrid(
+        torch.arange(height, device=instances.device) + 0.5,
+        torch.arange(width, device=instances.device) + 0.5,
+        indexing="ij",
+    )
+    grid = torch.stack([x, y])  # [2,H,W]
+    centres = gaussians.instance_mean(grid[None, None].expand(len(instances), 1, -1, -1, -1).contiguous(), instances)
+    area = functional.one_hot(instances.long().flatten(1), gaussians.GROUPS).sum(1).float()
+    cells = functional.interpolate(grid[None], size=coarse, mode="area").flatten(2)  # [1,2,h4·w4]
+    distance = (cells[:, :, None] - centres.transpose(1, 2)[..., None]).square().sum(1)  # [B,64,h4·w4]
+    sigma = (0.15 * area.sqrt()).clamp(4.0, 16.0)[..., None]
+    present = (area >= 8)[..., None].float()
+    present[:, 0] = 0
+    heat = (torch.exp(-0.5 * distance / sigma.square()) * present).amax(1).reshape(-1, 1, *coarse)
+    ids = instances[:, 1::2, 1::2].long()
+    goal = centres.gather(1, ids.flatten(1)[..., None].expand(-1, -1, 2)).transpose(1, 2).reshape(-1, 2, *fine)
+    return heat, goal - functional.interpolate(grid[None], size=fine, mode="area"), (ids > 0).float()[:, None]
+
+
+def motion_loss(motion: Tensor, sample: Sample) -> Tensor:
+    """Distance in metres between predicted and true places at the middle and the end of the clip, softened with depth.
+
+    Args:
+        motion: [B,12,H,W] per pixel; averaged over the true objects, to which the true motions belong.
+    """
+    per_pixel = torch.cat([sample.depth, motion], 1)[:, None]
+    depth, predicted = torch.split(gaussians.instance_mean(per_pixel, sample.instances), [1, 12], -1)
+    error = predicted - sample.motion
+    places = [error[..., :3] * t + 0.5 * error[..., 3:6] * t * t for t in (0.5 * CLIP_SECONDS, CLIP_SECONDS)]
+    miss = sum(functional.smooth_l1_loss(p, torch.zeros_like(p), reduction="none").sum(-1) for p in places)
+    turn = error[..., 6:].abs().sum(-1)
+    weight = sample.visible.float() / (1 + 0.1 * depth[..., 0])
+    return ((miss + 2 * turn) * weight).sum() / weight.sum().clamp_min(1)
+
+
+def image_loss(rendered: Tensor, target: Tensor, moving: Tensor) -> Tensor:
+    """L1, squared error (what PSNR counts) and SSIM; moving objects count three times. Images [B,3,H,W]."""
+    weight = 1 + 2 * moving
+    difference = rendered - target
+    pixels = ((difference.abs() + 4 * difference.square()) * weight).mean()
+    return pixels + 0.15 * (1 - ssim(rendered, target).mean())
+
+
+def render_views(scene: gaussians.DynamicGaussians, sample: Sample) -> tuple[Tensor, Tensor]:
+    """The two target views as the network's Gaussians show them, [2B,3,H,W] and depths [2B,1,H,W]: `later`, then `other`."""
+    count = len(sample.photo)
+    height, width = sample.photo.shape[2:]
+    moved = [move(scene, t) for t in (sample.later_time, sample.other_time)]
+    means, quats = (torch.cat(parts) for parts in zip(*moved))
+    K = torch.zeros(count, 3, 3, device=means.device)
+    K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2] = sample.intrinsics.unbind(-1)
+    K[:, 2, 2] = 1
+    still = torch.eye(4, device=means.device).expand(count, 4, 4)
+    viewmats = torch.cat([still, sample.other_viewmat])
+    twice = [torch.cat([value, value]) for value in (scene.scales, scene.opacities, scene.colors)]
+    image, _, depth = rasterize(means, quats, *twice, viewmats[:, None], torch.cat([K, K])[:, None], width, height)
+    return image[:, 0].permute(0, 3, 1, 2), depth[:, 0].permute(0, 3, 1, 2)
+
+
+def losses(model: Training, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
+    """All terms of the loss, weighted; only the networks run in half precision."""
+    half = torch.autocast(sample.photo.device.type, torch.bfloat16, enabled=sample.photo.is_cuda)
+    with half:
+        maps = model.perceive.perception(sample.photo, sample.intrinsics)
+        mean, log_variance = model.enc_vae(sample.photo, sample.later, sample.depth)
+    maps = tuple(value.float() for value in maps)
+    mean, log_variance = mean.float(), log_variance.float()
+    terms = perception_loss(maps, sample)
+    depth, seen = model.perceive.readout(*maps)
+    count = len(sample.photo)
+    own = torch.rand(count, generator=generator).to(depth.device)
+    instances = torch.where((own < 0.5)[:, None, None], seen, sample.instances)
+    depth = torch.where((own < 0.8)[:, None, None, None], depth, sample.depth)
+    drawn = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=generator).to(mean.device)
+    likely = (torch.arange(count, device=mean.device) % 2 == 0)[:, None, None, None]
+    noise = torch.where(likely, 0.0, drawn)
+    with half:
+        raw, motion = model.core.maps(sample.photo, depth, instances, noise, sample.intrinsics)
+    raw, motion = raw.float(), motion.float()
+    scene = model.core.lift(raw, motion, sample.photo, depth, instances, sample.intrinsics)
+    image, _ = render_views(scene, sample)
+    target = torch.cat([sample.later, sample.other])
+    terms["image"] = 5 * image_loss(image, target, torch.cat([sample.later_moving, sample.other_moving]))
+    terms["kl"] = 1e-3 * kl_diagonal(mean, log_variance)
+    terms["motion"] = 0.15 * motion_loss(model.core.lift.metric_motion(motion), sample)
+    return terms
+
+
+@torch.no_grad()
+def validate(model: Training, device: torch.device, width: int, height: int, *, batches: int = 8) -> dict[str, float]:
+    """What `edge4d evaluate` measures, in short, on streets that neither training nor evaluation sees (dB)."""
+    generator = torch.Generator().manual_seed(0)
+    model.eval()
+    rows = []
+    for batch in range(batches):
+        sample = make_sample(world.training_streets(_VALIDATION_SEED, batch, 4), generator, width, height, device)
+        depth, instances = model.perceive(sample.photo, sample.intrinsics)
+        noise = torch.zeros(len(depth), model.config.noise_channels, height // 16, width // 16, device=device)
+        scene = model.core(sample.photo, depth, instances, noise, sample.intrinsics)
+        held = scene._replace(groups=torch.zeros_like(scene.groups))
+        target = torch.cat([sample.later, sample.other])
+        moving = torch.cat([sample.later_moving, sample.other_moving])
+        views = {"": render_views(scene, sample)[0], "_static": render_views(held, sample)[0]}
+        views["_copy"] = torch.cat([sample.photo, sample.photo])
+        row = {}
+        for name, image in views.items():
+            error = (image.clamp(0, 1) - target).square().mean(1, keepdim=True)
+            row["psnr" + name] = -10 * error.mean((1, 2, 3)).log10()
+            inside = moving.sum((1, 2, 3))
+            per_object = -10 * ((error * moving).sum((1, 2, 3)) / inside.clamp_min(1)).clamp_min(1e-6).log10()
+            row[f"psnr{name}_moving"] = torch.where(inside >= 50, per_object, torch.nan)
+        near = sample.depth < street.FAR
+        relative = ((depth - sample.depth).abs() / sample.depth)[near].mean()
+        row["depth_abs_rel"] = relative.reshape(1)
+        rows.append(row)
+    model.train()
+    return {name: round(float(torch.cat([row[name] for row in rows]).nanmean()), 4) for name in rows[0]}
+
+
+def streets_ahead(seed: int, start: int, steps: int, batch: int) -> Iterator[world.Street]:
+    """The streets of each step, sampled while the step before is computed."""
+    with ThreadPoolExecutor(2) as pool:
+        ahead = [pool.submit(world.training_streets, seed, step, batch) for step in range(start, min(start + 4, steps))]
+        for step in range(start, steps):
+            yield ahead.pop(0).result()
+            if step + 4 < steps:
+                ahead.append(pool.submit(world.training_streets, seed, step + 4, batch))
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over the first 200 steps, then half a cosine to a fiftieth."""
+    warm = min(1.0, (step + 1) / 200)
+    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+
+def train(
+    config: street.StreetConfig,
+    *,
+    out: Path,
+    device: str = "cuda",
+    steps: int = 10_000,
+    stop: int | None = None,
+    batch: int = 8,
+    seed: int = 0,
+    size: tuple[int, int] = (448, 256),
+    peak_rate: float = 1.5e-3,
+    resume: Path | None = None,
+    log_every: int = 100,
+) -> Path:
+    """Trains from scratch, or on from `resume`, and writes `checkpoint.safetensors`, `training.pt` and `log.jsonl` to `out`.
+
+    Args:
+        config: which network.
+        out: folder, made when missing.
+        device: "cuda" renders with gsplat, "cpu" with the slow rasterizer.
+        steps: length of the schedule. `stop`: the step to leave off at, when the rest is for another run.
+        batch: streets per step. size: width and height of the pictures.
+        seed: of weights, streets and views.
+        resume: a `training.pt`.
+
+    Returns:
+        The path of the checkpoint: the moving average of the weights.
+    """
+    torch.manual_seed(seed)
+    target = torch.device(device)
+    out.mkdir(parents=True, exist_ok=True)
+    model = Training(config).to(target).to(memory_format=torch.channels_last)
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=1e-4)
+    first = 0
+    if resume is not None:
+        state = torch.load(resume, map_location=target, weights_only=True)
+        model.load_state_dict(state["model"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+    last = steps if stop is None else min(stop, steps)
+    generator = torch.Generator().manual_seed(seed + first)
+    began = time.monotonic()
+    with (out / "log.jsonl").open("a") as log:
+        for step, streets in enumerate(streets_ahead(seed, first, last, batch), start=first):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, peak_rate)
+            sample = make_sample(streets, generator, *size, target)
+            terms = losses(model, sample, generator)
+            optimizer.zero_grad(set_to_none=True)
+            torch.stack(list(terms.values())).sum().backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+            optimizer.step()
+            average.update_parameters(model)
+            if step % log_every == log_every - 1 or step == last - 1:
+                entry: dict[str, Any] = {"step": step + 1, "seconds": round(time.monotonic() - began, 1)}
+                entry.update({name: round(value.item(), 4) for name, value in terms.items()})
+                if (step + 1) % (10 * log_every) == 0 or step == last - 1:
+                    entry.update(validate(average.module, target, *size))
+                    save(out, model, average, optimizer, step + 1)
+                log.write(json.dumps(entry) + "\n")
+                log.flush()
+                print(json.dumps(entry), flush=True)
+    return out / "checkpoint.safetensors"
+
+
+def save(out: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes what training needs to go on, and the averaged weights as the checkpoint."""
+    state = {"model": model, "average": average, "optimizer": optimizer}
+    torch.save({**{name: part.state_dict() for name, part in state.items()}, "step": step}, out / "training.pt")
+    save_file(
+        {name: value.contiguous() for name, value in average.module.state_dict().items()},
+        out / "checkpoint.safetensors",
+    )
