@@ -147,7 +147,7 @@ class Poly(Motion):
         rotations = rotations_from_quats(turns).astype(np.float32)
         products = left_multiplications(turns).astype(np.float32)
         places = (self.centres + shift).astype(np.float32)
-        means, quats = gaussians.means[groups.order], gaussians.quats[groups.order]
+        means, quats = gaussians.means.take(groups.order, axis=0), gaussians.quats.take(groups.order, axis=0)
         for group, start, stop in groups.members:
             part = slice(start, stop)
             means[part] = (means[part] - self.centres[group]) @ rotations[group].T + places[group]
