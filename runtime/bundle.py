@@ -25,12 +25,11 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, NoReturn, Optional, TypeVar, Union
+from typing import Any, NoReturn, Optional, TypeVar, Union
 
-from edge4d.runtime.errors import InvalidBundle, InvalidRequest, PrecisionNotInBundle
-
-if TYPE_CHECKING:
-    from edge4d.runtime.camera import Camera
+from edge4d.kernels.ops import OPERATORS, Operator
+from edge4d.runtime.camera import Camera
+from edge4d.runtime.errors import InvalidBundle, InvalidCamera, InvalidRequest, PrecisionNotInBundle
 
 FORMAT = 1
 DESCRIPTION = "bundle.json"
@@ -110,15 +109,15 @@ class TensorSpec:
 
     def axes(self) -> set[str]:
         """The names of all axes in the shape."""
-        return {name for dim in self.shape if isinstance(dim, str) for name in _factors(dim)[1]}
+        return {name for dim in self.shape if isinstance(dim, str) for name in factors(dim)[1]}
 
     def shape_at(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
         """The shape in numbers, for one size per axis."""
         return tuple(dim_at(dim, sizes) for dim in self.shape)
 
 
-def _factors(dim: str) -> tuple[int, list[str], int]:
-    """`"2*H*W/16"` → (2, ["H", "W"], 16)."""
+def factors(dim: str) -> tuple[int, list[str], int]:
+    """The parts of a derived dimension: `"2*H*W/16"` → (2, ["H", "W"], 16)."""
     product, _, divisor = dim.partition("/")
     parts = product.split("*")
     number = int(parts.pop(0)) if parts[0].isdigit() else 1
@@ -129,7 +128,7 @@ def dim_at(dim: Dim, sizes: Mapping[str, int]) -> int:
     """One dimension in numbers; sizes that the bundle allows always divide exactly."""
     if isinstance(dim, int):
         return dim
-    number, names, divisor = _factors(dim)
+    number, names, divisor = factors(dim)
     return number * math.prod(sizes[name] for name in names) // divisor
 
 
@@ -149,7 +148,7 @@ def check_stage_tensors(axes: Mapping[str, Axis], inputs: Iterable[TensorSpec], 
             )
         for dim in tensor.shape:
             if isinstance(dim, str):
-                number, names, divisor = _factors(dim)
+                number, names, divisor = factors(dim)
                 steps = number * math.prod(axes[name].multiple_of for name in names)
                 if steps == 0 or steps % divisor or dim_at(dim, largest) > MAX_DIMENSION:
                     raise InvalidRequest(
@@ -171,7 +170,7 @@ class SessionStep:
 
 @dataclass(frozen=True)
 class OperatorStep:
-    """One call of an edge4d operator, with every attribute written out; "" is an input that is left out."""
+    """One call of an edge4d operator, with every attribute written out."""
 
     operator: str
     inputs: tuple[str, ...]
@@ -219,8 +218,7 @@ class Bundle:
     precisions: tuple[str, ...]
     stages: Mapping[str, Stage]
     files: Mapping[str, FileEntry]
-    camera_size: tuple[int, int]
-    intrinsics: tuple[float, float, float, float]
+    camera: Camera
     licence: str
     provenance: Mapping[str, Any]
 
@@ -247,15 +245,6 @@ class Bundle:
     @property
     def name(self) -> str:
         return self.folder.stem
-
-    @property
-    def camera(self) -> Camera:
-        """The default camera, at the identity pose."""
-        import numpy as np
-        from edge4d.runtime.camera import Camera
-
-        fx, fy, cx, cy = self.intrinsics
-        return Camera(*self.camera_size, np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), np.eye(4))
 
     def stage(self, name: str) -> Stage:
         if name not in self.stages:
@@ -395,7 +384,6 @@ def _bundle_from_json(folder: Path, node: dict[str, Any]) -> Bundle:
     paths = {path: _verified(folder, path, entry) for path, entry in files.items()}
     stages = [_stage(stage, precisions, paths) for stage in _list_of(dict, node, "stages", where)]
     _refuse_duplicates("stage", [stage.name for stage in stages])
-    size, intrinsics = _camera(_get(node, "camera", dict, where))
     return Bundle(
         folder=folder,
         system=_get(node, "system", str, where),
@@ -403,24 +391,21 @@ def _bundle_from_json(folder: Path, node: dict[str, Any]) -> Bundle:
         precisions=precisions,
         stages={stage.name: stage for stage in stages},
         files=files,
-        camera_size=size,
-        intrinsics=intrinsics,
+        camera=_camera(_get(node, "camera", dict, where)),
         licence=_get(node, "licence", str, where),
         provenance=_get(node, "provenance", dict, where),
     )
 
 
-def _camera(node: dict[str, Any]) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
+def _camera(node: dict[str, Any]) -> Camera:
     width, height = (_get(node, key, int, "the camera") for key in ("width", "height"))
     values = _get(node, "intrinsics", list, "the camera")
-    if not (1 <= width <= MAX_DIMENSION and 1 <= height <= MAX_DIMENSION):
-        _refuse("The default camera's size is out of range.", note=f"It is {_short((width, height))}.")
     if len(values) != 4 or any(type(value) not in (int, float) for value in values):
         _refuse("The default camera's intrinsics must be four numbers.", note=f"They are {_short(values)}.")
-    fx, fy, cx, cy = values
-    if not all(0 < f < MAX_DIMENSION for f in (fx, fy)) or not all(abs(c) < MAX_DIMENSION for c in (cx, cy)):
-        _refuse("The default camera's intrinsics are out of range.", note=f"fx, fy, cx, cy are {_short(values)}.")
-    return (width, height), (float(fx), float(fy), float(cx), float(cy))
+    try:
+        return Camera.from_intrinsics(width, height, *map(float, values))
+    except (InvalidCamera, OverflowError) as error:
+        _refuse("The default camera cannot be used.", note=str(error).splitlines()[0])
 
 
 def _stage(node: dict[str, Any], precisions: tuple[str, ...], paths: Mapping[str, Path]) -> Stage:
@@ -465,7 +450,7 @@ def _graph(node: dict[str, Any], inputs: set[str], outputs: set[str], paths: Map
     steps = tuple(_step(step, paths, where) for step in _list_of(dict, node, "steps", where))
     known = set(inputs)
     for step in steps:
-        missing = {name for name in step.inputs if name} - known
+        missing = set(step.inputs) - known
         again = known & set(step.outputs)
         if missing or again or len(set(step.outputs)) < len(step.outputs):
             _refuse(
@@ -489,10 +474,23 @@ def _step(node: dict[str, Any], paths: Mapping[str, Path], where: str) -> Step:
     outputs = tuple(_list_of(str, node, "outputs", f"a step of {where}"))
     if "onnx" in node:
         return SessionStep(_path_of(_get(node, "onnx", str, where), paths), inputs, outputs)
+    name = _get(node, "operator", str, f"a step of {where}")
+    if name not in OPERATORS:
+        _refuse(f"There is no operator {_short(name)}.", note=f"{where} uses it; known: {', '.join(OPERATORS)}.")
     attributes = _get(node, "attributes", dict, f"a step of {where}")
-    if any(type(value) not in (int, float, bool, str) for value in attributes.values()):
-        _refuse(f"An operator of {where} has an attribute that is no number and no text.")
-    return OperatorStep(_get(node, "operator", str, where), inputs, outputs, attributes)
+    _check_call(OPERATORS[name], inputs, outputs, attributes, where)
+    return OperatorStep(name, inputs, outputs, attributes)
+
+
+def _check_call(
+    operator: Operator, inputs: tuple[str, ...], outputs: tuple[str, ...], attributes: dict[str, Any], where: str
+) -> None:
+    if len(inputs) != len(operator.inputs) or len(outputs) != len(operator.outputs):
+        _refuse(f"{operator.name} of {where} has the wrong number of tensors.", note=f"{inputs} to {outputs}.")
+    types = {attribute.name: attribute.type for attribute in operator.attributes}
+    given = {name: type(value) for name, value in attributes.items()}
+    if given != types:
+        _refuse(f"{operator.name} of {where} has wrong attributes.", note=f"{_short(given)}, expected {types}.")
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

@@ -70,6 +70,10 @@ class BackendUnavailable(Edge4DError):
     """A backend, or a package or library that it needs, is not on this machine."""
 
 
+class EngineFailed(Edge4DError):
+    """A backend stopped while it ran a stage, or the engine was closed before."""
+
+
 class LibraryNotFound(Edge4DError):
     """The native kernel library is missing or of another version."""
 

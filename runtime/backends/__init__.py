@@ -1,0 +1,56 @@
+"""Backends by name. A backend makes engines from the stages of a bundle; it is imported when it is asked for."""
+
+from __future__ import annotations
+
+from typing import Optional, Protocol
+
+from edge4d.runtime.bundle import Bundle
+from edge4d.runtime.engine import Engine
+from edge4d.runtime.errors import BackendUnavailable, InvalidRequest
+
+BACKENDS = ("onnxruntime", "cuda", "tensorrt", "tensorrt_rtx")
+
+
+class Backend(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    def engine(self, bundle: Bundle, stage: str, precision: str) -> Engine:
+        """Raises PrecisionNotInBundle, InvalidBundle, or BackendUnavailable."""
+
+
+def backend(name: str = "auto", *, threads: Optional[int] = None) -> Backend:
+    """The backend of that name; "auto" is the fastest that works here.
+
+    Args:
+        name: "auto" or one of `BACKENDS`.
+        threads: CPU threads; None uses every core.
+
+    Raises:
+        BackendUnavailable: it is not on this machine, or not in this version; the message says which.
+        InvalidRequest: there is no backend of that name.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise InvalidRequest(
+            f"There is no backend '{name}'.", hint=f"Use auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}."
+        )
+    if name not in ("auto", "onnxruntime"):
+        raise BackendUnavailable(
+            f"This version of edge4d has no backend '{name}'.", hint="Use --backend onnxruntime, which runs everywhere."
+        )
+    from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(threads)
+
+
+def available_backends() -> dict[str, str]:
+    """Every backend, with the reason why it does not work here, or "" where it does."""
+    return {name: _reason_against(name) for name in BACKENDS}
+
+
+def _reason_against(name: str) -> str:
+    try:
+        backend(name)
+    except BackendUnavailable as error:
+        return error.what
+    return ""

@@ -1,0 +1,201 @@
+"""A model's stages → a bundle on disk (the format is in `edge4d.runtime.bundle`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from edge4d.export.cut import write_graph
+from edge4d.export.onnx_from_torch import ExportStage, check_sizes, example_arrays, onnx_from_torch
+from edge4d.export.precision import fp16_from_fp32
+from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from edge4d.runtime.bundle import (
+    DESCRIPTION,
+    FORMAT,
+    SUFFIX,
+    Bundle,
+    Graph,
+    SessionStep,
+    Step,
+    TensorSpec,
+    sha256_of,
+)
+from edge4d.runtime.camera import Camera
+from edge4d.runtime.errors import ExportFailed, InvalidRequest
+
+HALF_TOLERANCE = 0.05
+"""Largest relative difference (of 2-norms) between an fp16 output and its fp32 twin. A rounding to half is 5e-4, and a
+network adds up some of them to about 1e-2; what is beyond is a lost constant or an overflow."""
+
+
+class Exportable(Protocol):
+    def stages(self) -> list[ExportStage]: ...
+
+
+def bundle_from_model(
+    model: Exportable,
+    folder: str | Path,
+    *,
+    system: str,
+    config: Mapping[str, Any],
+    camera: Camera,
+    licence: str,
+    provenance: Mapping[str, Any],
+    precisions: Iterable[str] = ("fp32", "fp16"),
+) -> Bundle:
+    """Exports every stage in every precision, checks them, and puts the bundle in place as a whole.
+
+    The same weights give the same bytes. An older bundle of that name is replaced; on an error it is left as it was.
+
+    Args:
+        folder: `NAME.e4d`.
+        system, config, camera, licence, provenance: as in `bundle.json`; config and provenance of JSON's types.
+        precisions: "fp32", or both "fp32" and "fp16".
+
+    Raises:
+        ExportFailed: a stage cannot be exported, or a graph does not compute what the module does.
+        InvalidRequest: the folder, a precision or a value for `bundle.json` cannot be used.
+    """
+    folder, precisions = Path(folder).absolute(), tuple(precisions)
+    _check_request(folder, precisions)
+    stages = model.stages()
+    temporary = folder.with_name(f".{folder.stem}.{os.getpid()}{SUFFIX}")
+    temporary.mkdir(parents=True)
+    try:
+        graphs = {stage.name: _write_stage(stage, temporary, precisions) for stage in stages}
+        description = {
+            "format": FORMAT,
+            "system": system,
+            "config": dict(config),
+            "precisions": list(precisions),
+            "stages": [_stage_json(stage, graphs[stage.name]) for stage in stages],
+            "files": _files_json(temporary),
+            "camera": {"width": camera.width, "height": camera.height, "intrinsics": list(camera.intrinsics)},
+            "licence": licence,
+            "provenance": dict(provenance),
+        }
+        (temporary / DESCRIPTION).write_bytes(_json_bytes(description))
+        _check_precisions(Bundle.load(temporary), stages)
+        _move(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Bundle.load(folder)
+
+
+_CONVERSIONS: dict[str, Callable[[ModelProto, ExportStage], ModelProto]] = {
+    "fp32": lambda graph, stage: graph,
+    "fp16": lambda graph, stage: fp16_from_fp32(graph, fp32_scopes=stage.fp32_scopes),
+}
+
+
+def _check_request(folder: Path, precisions: tuple[str, ...]) -> None:
+    if folder.suffix != SUFFIX:
+        raise InvalidRequest(f"A bundle cannot be named '{folder.name}'.", hint=f"End the name in {SUFFIX}.")
+    if folder.exists() and not (folder / DESCRIPTION).is_file():
+        raise InvalidRequest(f"'{folder}' exists and is not a bundle.", hint="Remove it, or choose another name.")
+    if not precisions or not set(precisions) <= set(_CONVERSIONS):
+        raise InvalidRequest(
+            f"Cannot export the precisions {list(precisions)}.", hint=f"Choose from {', '.join(_CONVERSIONS)}."
+        )
+
+
+def _write_stage(stage: ExportStage, folder: Path, precisions: tuple[str, ...]) -> dict[str, Graph]:
+    graph = onnx_from_torch(stage)
+    return {
+        precision: write_graph(_CONVERSIONS[precision](graph, stage), folder, f"{stage.name}.{precision}")
+        for precision in precisions
+    }
+
+
+def _move(temporary: Path, folder: Path) -> None:
+    """A folder cannot be renamed over another one that holds files: the old one steps aside first."""
+    aside = temporary.with_name(f"{temporary.name}.old")
+    if folder.exists():
+        folder.rename(aside)
+    temporary.rename(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+# ---- objects → bundle.json ------------------------------------------------------------------------------------------
+
+
+def _stage_json(stage: ExportStage, graphs: Mapping[str, Graph]) -> dict[str, Any]:
+    return {
+        "name": stage.name,
+        "axes": {
+            axis.name: {"min": axis.min, "opt": axis.opt, "max": axis.max, "multiple_of": axis.multiple_of}
+            for axis in stage.axes
+        },
+        "inputs": [_tensor_json(tensor) for tensor in stage.inputs],
+        "outputs": [_tensor_json(tensor) for tensor in stage.outputs],
+        "graphs": {
+            precision: {"whole": graph.whole.name, "steps": [_step_json(step) for step in graph.steps]}
+            for precision, graph in graphs.items()
+        },
+    }
+
+
+def _tensor_json(tensor: TensorSpec) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape)}
+
+
+def _step_json(step: Step) -> dict[str, Any]:
+    names = {"inputs": list(step.inputs), "outputs": list(step.outputs)}
+    if isinstance(step, SessionStep):
+        return {"onnx": step.onnx.name, **names}
+    return {"operator": step.operator, **names, "attributes": dict(step.attributes)}
+
+
+def _files_json(folder: Path) -> dict[str, Any]:
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.iterdir())}
+
+
+def _json_bytes(description: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(description, indent=1, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequest(
+            f"A value for '{DESCRIPTION}' is not of JSON's types.", note=f"{error}.", hint="NaN and Inf are not either."
+        ) from error
+    return f"{text}\n".encode()
+
+
+# ---- is every precision near the first? -----------------------------------------------------------------------------
+
+
+def _check_precisions(bundle: Bundle, stages: Iterable[ExportStage]) -> None:
+    """Compares every other precision with the first one, through the same reader and engines that users have."""
+    backend = OnnxRuntimeBackend()
+    reference, *others = bundle.precisions
+    for stage in stages:
+        for sizes in check_sizes(stage):
+            inputs = example_arrays(stage, sizes)
+            with backend.engine(bundle, stage.name, reference) as engine:
+                expected = engine.run(inputs)
+            for precision in others:
+                with backend.engine(bundle, stage.name, precision) as engine:
+                    _check_near(stage.name, precision, engine.run(inputs), expected)
+
+
+def _check_near(
+    stage: str, precision: str, found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
+) -> None:
+    for name, reference in expected.items():
+        if reference.dtype.kind != "f":
+            continue  # an index has no distance; what it selects shows in the other outputs
+        size = float(np.linalg.norm(reference))
+        error = float(np.linalg.norm(found[name] - reference))
+        if not error <= HALF_TOLERANCE * size:  # written so that NaN fails
+            raise ExportFailed(
+                f"Output '{name}' of stage '{stage}' is lost in {precision}.",
+                note=f"It differs by {error:.3g} from a tensor of norm {size:.3g}; allowed {HALF_TOLERANCE:.0%}.",
+                hint="Put the module that needs the digits into the stage's fp32_scopes.",
+            )
