@@ -55,7 +55,7 @@ def frame_writer(path: PathLike, size: tuple[int, int], fps: float) -> AbstractC
         raise InvalidRequest("No video has this frame rate.", note=f"{fps} frames per second, from 0.1 to 1000.")
     if path.suffix.lower() == ".mp4":
         _check_even(size)
-        return _mp4(path, size, fps, _av())
+        return _mp4(path, size, fps, encoder())
     if path.suffix and not path.is_dir():
         raise InvalidRequest(
             f"Videos are not written as {path.suffix}.",
@@ -175,8 +175,8 @@ def _check_frame_folder(path: Path) -> None:
         )
 
 
-def _av() -> Any:
-    """PyAV, once it is certain that it can encode."""
+def encoder() -> Any:
+    """PyAV, once it is certain that it can encode H.264. Raises BackendUnavailable."""
     try:
         import av
     except ImportError as cause:

@@ -1,0 +1,445 @@
+"""The command line, `edge4d`.
+
+Errors of edge4d are printed as they are, three lines without a traceback, and end with exit code 1; wrong usage ends
+with 2. Results go to standard output, progress and tables to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Callable, Optional
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+import edge4d
+from edge4d.runtime.errors import BackendUnavailable, Edge4DError, InvalidRequest
+from edge4d.runtime.timings import StageTime
+
+app = typer.Typer(
+    name="edge4d",
+    help="From one photograph to a camera-controlled 4D video.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+_screen = Console(stderr=True)
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> None:
+    """Runs the command line and exits; `arguments` without the program's name."""
+    try:
+        app(args=None if arguments is None else list(arguments))
+    except Edge4DError as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+def _size(text: Optional[str]) -> Optional[tuple[int, int]]:
+    if text is None:
+        return None
+    try:
+        width, height = (int(side) for side in text.lower().split("x"))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not WIDTHxHEIGHT, such as 448x256") from None
+    return width, height
+
+
+def _numbers(text: Optional[str], names: str) -> Optional[tuple[float, ...]]:
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) != len(names.split(",")):
+        raise typer.BadParameter(f"'{text}' is not {names}")
+    return numbers
+
+
+def _colour(text: Optional[str]) -> Any:
+    return _numbers(text, "r,g,b")
+
+
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A .mp4 file, or a folder for PNG frames.")]
+Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="A bundle that comes with edge4d, or the folder of one.")]
+Backend = Annotated[str, typer.Option(metavar="auto|onnxruntime", help="What runs the networks.")]
+Precision = Annotated[
+    Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; its first one if not given.")
+]
+Size = Annotated[Optional[str], typer.Option(metavar="WxH", help="Width and height in pixels.")]
+Frames = Annotated[Optional[int], typer.Option(metavar="N", help="Frames of the video; 24, or all of a camera file.")]
+Fps = Annotated[Optional[float], typer.Option(metavar="F", help="Frames per second; the scene's own if not given.")]
+Background = Annotated[Optional[str], typer.Option(metavar="R,G,B", help="Colour behind the scene, parts from 0 to 1.")]
+CameraName = Annotated[
+    str,
+    typer.Option(
+        "--camera",
+        metavar="NAME|FILE|DIR",
+        help="static, drive, orbit, dolly, pan or spiral, or poses: KITTI, TUM, COLMAP, RealEstate10K, nerfstudio.",
+    ),
+]
+CameraFormat = Annotated[
+    Optional[str], typer.Option(metavar="FORMAT", help="Of the poses; found out from the file if not given.")
+]
+CameraScale = Annotated[float, typer.Option(metavar="S", help="Metres per unit of the poses' positions.")]
+DepthVideo = Annotated[
+    Optional[Path], typer.Option(metavar="OUT", help="Also write the depth in colours: a .mp4 file or a folder.")
+]
+
+
+# --- commands ---------------------------------------------------------------------------------------------------------
+
+
+@app.command(epilog="Example: edge4d generate photo.jpg --camera orbit --frames 48 -o out.mp4")
+def generate(
+    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM.")],
+    output: Output,
+    bundle: Bundle = "street",
+    camera: CameraName = "drive",
+    camera_format: CameraFormat = None,
+    camera_scale: CameraScale = 1.0,
+    frames: Frames = None,
+    fps: Fps = None,
+    size: Size = None,
+    depth: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Known depth: .npy in metres, or a 16-bit PNG.")
+    ] = None,
+    depth_scale: Annotated[Optional[float], typer.Option(metavar="S", help="Metres per unit of --depth.")] = None,
+    instances: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Known ids of what can move: PNG or .npy.")
+    ] = None,
+    intrinsics: Annotated[
+        Optional[str], typer.Option(metavar="FX,FY,CX,CY", help="Of the whole photograph, in pixels.")
+    ] = None,
+    fov: Annotated[Optional[float], typer.Option(metavar="DEG", help="Degrees across the photograph, instead.")] = None,
+    seed: Annotated[
+        Optional[int], typer.Option(metavar="N", help="Which plausible motion; the most likely if not given.")
+    ] = None,
+    temperature: Annotated[
+        Optional[float], typer.Option(metavar="T", help="How far seeds may differ; 1 with a seed.")
+    ] = None,
+    save_scene: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Also save the scene, for `edge4d render`.")
+    ] = None,
+    depth_video: DepthVideo = None,
+    backend: Backend = "auto",
+    precision: Precision = None,
+    background: Background = None,
+) -> None:
+    """Make a scene of a photograph, and a video of it along a camera path.
+
+    The middle of the photograph is cropped to the aspect of --size. The focal length is taken from --intrinsics, --fov
+    or EXIF; without any of them 60 degrees across are assumed, and said.
+    """
+    pipeline = edge4d.load(bundle, backend=backend, precision=precision)
+    with _progress("Making the scene"):
+        scene = pipeline.generate(
+            photo,
+            depth=depth,
+            depth_scale=depth_scale,
+            instances=instances,
+            intrinsics=_numbers(intrinsics, "fx,fy,cx,cy"),
+            fov=fov,
+            seed=seed,
+            temperature=temperature,
+            size=_size(size),
+            background=_colour(background) or (0.0, 0.0, 0.0),
+        )
+    if save_scene is not None:
+        scene.save(save_scene)
+    video = edge4d.render(scene, camera, frames=frames, fps=fps, camera_format=camera_format, camera_scale=camera_scale)
+    stages = pipeline.timings.stages + _save(video, output, depth_video)
+    _screen.print(_times_table(stages, len(video)))
+    fx, fy, cx, cy = scene.camera.intrinsics
+    _screen.print(f"Camera: fx {fx:.1f}, fy {fy:.1f}, cx {cx:.1f}, cy {cy:.1f} ({pipeline.camera_source})")
+    for path in (output, depth_video, save_scene):
+        if path is not None:
+            print(path)
+
+
+@app.command(epilog="Example: edge4d render scene.safetensors --camera spiral --size 896x512 -o out.mp4")
+def render(
+    scene: Annotated[Path, typer.Argument(metavar="SCENE", help="A scene.safetensors of edge4d, or a 3DGS .ply.")],
+    output: Output,
+    camera: CameraName = "drive",
+    camera_format: CameraFormat = None,
+    camera_scale: CameraScale = 1.0,
+    frames: Frames = None,
+    fps: Fps = None,
+    size: Size = None,
+    depth_video: DepthVideo = None,
+    background: Background = None,
+) -> None:
+    """Make a video of a scene along a camera path."""
+    video = edge4d.render(
+        _read_scene(scene),
+        camera,
+        frames=frames,
+        fps=fps,
+        size=_size(size),
+        background=_colour(background),
+        camera_format=camera_format,
+        camera_scale=camera_scale,
+    )
+    _screen.print(_times_table(_save(video, output, depth_video), len(video)))
+    for path in (output, depth_video):
+        if path is not None:
+            print(path)
+
+
+@app.command(epilog="Example: edge4d info street")
+def info(
+    what: Annotated[str, typer.Argument(metavar="WHAT", help="A bundle's name or folder, a scene, or a .ply.")],
+) -> None:
+    """Say what is in a bundle or a scene."""
+    scene = what.endswith((".safetensors", ".ply"))
+    for line in _scene_lines(Path(what)) if scene else _bundle_lines(what):
+        print(line)
+
+
+@app.command(epilog="Example: edge4d evaluate street --world street --count 16 --seed 7 --json -")
+def evaluate(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.")] = "street",
+    world: Annotated[
+        Optional[str], typer.Option(metavar="NAME", help="Make this world first (needs edge4d[export]).")
+    ] = None,
+    count: Annotated[int, typer.Option(metavar="N", help="How many photographs of that world.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which ones.")] = 7,
+    data: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="Read a world that `edge4d world` wrote, instead.")
+    ] = None,
+    json_to: Annotated[
+        Optional[str], typer.Option("--json", metavar="FILE|-", help="Write the figures as one object.")
+    ] = None,
+    frames: Annotated[Optional[int], typer.Option(metavar="N", help="Frames per photograph, itself included.")] = None,
+    fps: Annotated[Optional[float], typer.Option(metavar="F", help="Of the world that is made.")] = None,
+    size: Annotated[Optional[str], typer.Option(metavar="WxH", help="Of the world that is made.")] = None,
+    background: Background = None,
+    backend: Backend = "auto",
+    precision: Precision = None,
+) -> None:
+    """Compare what a bundle foresees with what a world it never saw then shows."""
+    from edge4d.runtime.evaluate import evaluate as score
+    from edge4d.runtime.world_files import World
+
+    if (world is None) == (data is None):
+        raise typer.BadParameter("give either --world NAME or --data DIR")
+    if data is not None and (fps is not None or size is not None):
+        raise typer.BadParameter("--fps and --size belong to --world; a folder of --data has its own")
+    pipeline = edge4d.load(bundle, backend=backend, precision=precision)
+    with tempfile.TemporaryDirectory(prefix="edge4d-") as temporary:
+        folder = data or Path(temporary, "world")
+        if world is not None:
+            config = pipeline.bundle.config
+            made_size = _size(size) or tuple(config["size"])
+            _write_world(world, folder, count, seed, made_size, frames or config["frames"], fps or config["fps"])
+        with _progress("Evaluating") as progress:
+            figures = score(
+                pipeline,
+                World.load(folder),
+                frames=frames,
+                background=_colour(background) or (0.0, 0.0, 0.0),
+                progress=progress,
+            )
+    _screen.print(_figures_table(figures))
+    if json_to is not None:
+        _write_json(figures, json_to)
+
+
+@app.command(epilog="Example: edge4d world street --count 4 --seed 7 -o worlds/street")
+def world(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="street")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
+    count: Annotated[int, typer.Option(metavar="N", help="How many photographs.")] = 16,
+    seed: Annotated[int, typer.Option(metavar="N", help="Which ones.")] = 7,
+    size: Annotated[str, typer.Option(metavar="WxH", help="Width and height in pixels.")] = "448x256",
+    frames: Annotated[int, typer.Option(metavar="N", help="Frames per photograph, itself included.")] = 24,
+    fps: Annotated[float, typer.Option(metavar="F", help="Frames per second.")] = 12.0,
+) -> None:
+    """Write photographs of a procedural world, and what is truly seen of it later. Needs edge4d[export]."""
+    _write_world(name, output, count, seed, _size(size), frames, fps)
+    print(output)
+
+
+@app.command(epilog="Example: edge4d export pixel-to-4d --config street --checkpoint checkpoint.safetensors -o my.e4d")
+def export(
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help="pixel-to-4d")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle's folder, NAME.e4d.")],
+    config: Annotated[str, typer.Option(metavar="NAME", help="Sizes of the network.")] = "street",
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Its weights; random ones if not given.")
+    ] = None,
+) -> None:
+    """Turn a PyTorch model into a bundle. Needs edge4d[export]."""
+    model = _export_module(f"models.{_module_name(system)}").build(config, checkpoint)
+    with _progress("Exporting"):
+        _export_module("bundle_from_model").bundle_from_model(model, output)
+    print(output)
+
+
+@app.command(epilog="Example: edge4d train pixel-to-4d --config tiny --device cpu --steps 2 -o out/train")
+def train(
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help="pixel-to-4d")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for checkpoint and log.")],
+    config: Annotated[str, typer.Option(metavar="NAME", help="Sizes of the network.")] = "street",
+    device: Annotated[str, typer.Option(metavar="cuda|cpu", help="cpu is slow, and good for a try.")] = "cuda",
+    steps: Annotated[int, typer.Option(metavar="N", help="Length of the training.")] = 10_000,
+    batch: Annotated[int, typer.Option(metavar="N", help="Photographs per step.")] = 8,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of weights and data.")] = 0,
+    resume: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Go on from there.")] = None,
+) -> None:
+    """Train a network on its world. Needs edge4d[export], and edge4d[train] for CUDA."""
+    trainer = _export_module(f"train.{_module_name(system)}")
+    trainer.train(config, device=device, steps=steps, batch=batch, seed=seed, out=output, resume=resume)
+    print(output)
+
+
+@app.command(epilog="Example: edge4d doctor")
+def doctor() -> None:
+    """Say what is installed, what works on this machine, and why the rest does not."""
+    from edge4d.runtime.doctor import examine
+
+    findings = examine()
+    marks = {True: "ok", False: "MISSING", None: "-"}
+    for finding in findings:
+        print(f"{marks[finding.works]:8}{finding.topic:22}{finding.text}")
+    if any(finding.works is False for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(edge4d.__version__)
+        raise typer.Exit
+
+
+# --- what commands share ----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal; gives a function of (done, total)."""
+    columns = (SpinnerColumn(), TextColumn(text), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=_screen, transient=True, disable=not _screen.is_terminal) as progress:
+        task = progress.add_task(text, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _save(video: Any, output: Path, depth_video: Optional[Path]) -> list[StageTime]:
+    with _progress("Rendering") as progress:
+        times = video.save(output, depth=depth_video, progress=progress)
+    width, height = video.size
+    frames = {"frames": f"{len(video)}x{height}x{width}x3 uint8"}
+    return [StageTime("render", times.render, frames), StageTime("write", times.write)]
+
+
+def _times_table(stages: Sequence[StageTime], frames: int) -> Table:
+    table = Table("stage", "seconds", "tensors", box=None, pad_edge=False)
+    table.columns[1].justify = "right"
+    for stage in stages:
+        tensors = "  ".join(f"{name} {size}" for name, size in stage.tensors.items())
+        table.add_row(stage.name, f"{stage.seconds:.2f}", tensors)
+    rendering = next(stage.seconds for stage in stages if stage.name == "render")
+    table.add_row(
+        "total", f"{sum(stage.seconds for stage in stages):.2f}", f"{frames / rendering:.1f} frames/s rendered"
+    )
+    return table
+
+
+def _figures_table(figures: dict[str, Any]) -> Table:
+    table = Table("figure", "value", box=None, pad_edge=False)
+    for name, value in figures.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def _read_scene(path: Path) -> Any:
+    if path.suffix == ".ply":
+        from edge4d.runtime.ply import read_ply
+
+        return read_ply(path)
+    return edge4d.Scene4D.load(path)
+
+
+def _scene_lines(path: Path) -> Iterator[str]:
+    scene = _read_scene(path)
+    colours = "RGB" if scene.sh_degree < 0 else f"spherical harmonics of degree {scene.sh_degree}"
+    moving = len(set(scene.groups[scene.groups > 0].tolist()))
+    yield f"scene       {path}, made by {scene.source or 'unknown'}"
+    yield f"Gaussians   {len(scene)}, {colours}"
+    yield f"motion      {', '.join(term.kind for term in scene.motion) or 'none'}; {moving} moving groups"
+    yield f"time        {scene.t0:g} to {scene.t1:g} s, made for {scene.fps:g} frames per second"
+    fx, fy, cx, cy = scene.camera.intrinsics
+    yield f"camera      {scene.camera.width}x{scene.camera.height}, fx {fx:.1f}, fy {fy:.1f}, cx {cx:.1f}, cy {cy:.1f}"
+    yield f"lengths     {'metres' if scene.metric else 'up to an unknown factor'}"
+
+
+def _bundle_lines(name: str) -> Iterator[str]:
+    from edge4d.runtime.bundle import Bundle
+
+    bundle = Bundle.load(name)
+    size = sum(entry.bytes for entry in bundle.files.values())
+    yield f"bundle      {bundle.name}, {bundle.folder}"
+    yield f"system      {bundle.system}, {json.dumps(dict(bundle.config))}"
+    yield f"precisions  {', '.join(bundle.precisions)}; {size / 1e6:.1f} MB in {len(bundle.files)} files"
+    for stage in bundle.stages.values():
+        for word, tensors in (("takes", stage.inputs), ("gives", stage.outputs)):
+            shapes = ", ".join(f"{tensor.name} {list(tensor.shape)} {tensor.dtype}" for tensor in tensors)
+            yield f"stage       {stage.name} {word} {shapes}"
+    yield f"licence     {bundle.licence}"
+    yield f"provenance  {json.dumps(dict(bundle.provenance))}"
+
+
+def _write_json(figures: dict[str, Any], path: str) -> None:
+    text = json.dumps(figures, indent=2)
+    if path == "-":
+        print(text)
+        return
+    try:
+        Path(path).write_text(text + "\n")
+    except OSError as error:
+        raise InvalidRequest(f"Cannot write {path}.", note=str(error), hint="Choose a folder that exists.") from error
+
+
+def _write_world(name: str, folder: Path, count: int, seed: int, size: Any, frames: int, fps: float) -> None:
+    with _progress(f"Making the world '{name}'") as progress:
+        _export_module("worlds").write_world(
+            name, folder, count=count, seed=seed, size=size, frames=frames, fps=fps, progress=progress
+        )
+
+
+def _module_name(system: str) -> str:
+    name = system.replace("-", "_")
+    if name != "pixel_to_4d":
+        raise InvalidRequest(f"There is no system '{system}'.", hint="Use pixel-to-4d.")
+    return name
+
+
+def _export_module(name: str) -> Any:
+    """A module of `edge4d.export`, the only part that needs PyTorch."""
+    try:
+        return importlib.import_module(f"edge4d.export.{name}")
+    except ImportError as error:
+        if (error.name or "").startswith("edge4d"):
+            raise
+        raise BackendUnavailable(
+            "This command needs PyTorch.", note=str(error), hint="pip install 'edge4d[export]'"
+        ) from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""What this machine has, and what works on it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Iterator
+from typing import NamedTuple, Optional
+
+import edge4d
+from edge4d.runtime.errors import Edge4DError
+
+NEEDED = ("numpy", "onnx", "onnxruntime", "pillow", "av", "safetensors", "typer", "rich")
+FOR_EXPORT = ("torch", "onnxscript")
+
+
+class Finding(NamedTuple):
+    """One line of the report; `works` is None where something optional is absent."""
+
+    topic: str
+    works: Optional[bool]
+    text: str
+
+
+def examine() -> list[Finding]:
+    """Looks at the machine. Never raises: what fails becomes a finding with the reason."""
+    machine = f"{platform.system()} {platform.machine()}, {_cores()} CPU cores"
+    return [
+        Finding("edge4d", True, f"{edge4d.__version__} on Python {platform.python_version()}, {machine}"),
+        *(_package(name, needed=True) for name in NEEDED),
+        *(_package(name, needed=False) for name in FOR_EXPORT),
+        _checked("native kernels", _kernels),
+        _checked("H.264 video", _h264),
+        *_backends(),
+        *_bundles(),
+        _checked("temporary files", _temporary_files),
+    ]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _checked(topic: str, look: Callable[[], str]) -> Finding:
+    try:
+        return Finding(topic, True, look())
+    except (Edge4DError, OSError) as error:
+        return Finding(topic, False, " ".join(str(error).splitlines()))
+
+
+def _package(name: str, *, needed: bool) -> Finding:
+    try:
+        return Finding(name, True, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        text = f"not installed: pip install {name}" if needed else "not installed: pip install edge4d[export]"
+        return Finding(name, False if needed else None, text)
+
+
+def _kernels() -> str:
+    from edge4d.kernels import _library
+
+    _library.load()
+    return f"ABI {_library.abi_version}"
+
+
+def _h264() -> str:
+    from edge4d.runtime import video
+
+    return f"libx264 through PyAV {video.encoder().__version__}"
+
+
+def _backends() -> Iterator[Finding]:
+    from edge4d.runtime.backends import available_backends
+
+    for name, reason in available_backends().items():
+        yield Finding(f"backend {name}", None if reason else True, reason or "works")
+
+
+def _bundles() -> Iterator[Finding]:
+    from edge4d.runtime.bundle import Bundle, shipped_bundles
+
+    def described(name: str) -> str:
+        bundle = Bundle.load(name)
+        return f"{bundle.system}, {', '.join(bundle.precisions)}, {bundle.folder}"
+
+    for name in shipped_bundles():
+        yield _checked(f"bundle {name}", lambda name=name: described(name))  # type: ignore[misc]
+    if not shipped_bundles():
+        yield Finding("bundles", None, "none came with this installation")
+
+
+def _temporary_files() -> str:
+    with tempfile.TemporaryFile() as file:
+        file.write(b"edge4d")
+    return f"written in {tempfile.gettempdir()}"

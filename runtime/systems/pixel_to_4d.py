@@ -1,0 +1,222 @@
+"""Pixel-to-4D: from one photograph to a scene, in one pass.
+
+photograph → perceive → depth, instance ids      each may be given by the user instead
+           → core     → Gaussians per pixel, and velocities and accelerations per instance
+           → Scene4D
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Optional, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge4d.runtime.backends import Backend
+from edge4d.runtime.bundle import Bundle, Stage
+from edge4d.runtime.engine import Engine
+from edge4d.runtime.errors import InvalidPicture, InvalidRequest
+from edge4d.runtime.motion import Poly
+from edge4d.runtime.photo import Photo, read_photo
+from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.timings import Timings
+
+PathLike = Union[str, "os.PathLike[str]"]
+Tensors = dict[str, NDArray[Any]]
+
+MIN_OPACITY = 1.0 / 255.0  # below it no pixel changes: the rasterizer culls there
+
+
+class PixelTo4D:
+    """A bundle of this system, ready to generate. Engines are made when first needed and kept until `close`.
+
+    Attributes:
+        bundle: what runs.
+        precision: which of its variants.
+        timings: the stages of the last `generate`.
+        camera_source: in words, where the focal length of the last photograph came from.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, precision: str) -> None:
+        self.bundle, self.backend, self.precision = bundle, backend, precision
+        self.timings = Timings()
+        self.camera_source = ""
+        self._engines: dict[str, Engine] = {}
+        bundle.stage("core").graph(precision)  # a precision that is not there is said at once
+
+    def generate(
+        self,
+        photo: Union[PathLike, NDArray[Any]],
+        *,
+        depth: Union[PathLike, NDArray[Any], None] = None,
+        depth_scale: Optional[float] = None,
+        instances: Union[PathLike, NDArray[Any], None] = None,
+        intrinsics: Optional[Sequence[float]] = None,
+        fov: Optional[float] = None,
+        seed: Optional[int] = None,
+        temperature: Optional[float] = None,
+        size: Optional[tuple[int, int]] = None,
+        background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    ) -> Scene4D:
+        """The scene of a photograph, in metres, in the frame of its camera, with t = 0 at the photograph.
+
+        Args:
+            photo, depth, depth_scale, instances, intrinsics, fov: see `edge4d.runtime.photo.read_photo`. Depth and
+                instances that are not given are predicted. Instance ids may be any numbers; what has an id can move.
+            seed: which of the plausible motions; without it, the most likely one.
+            temperature: how far the motions that seeds choose may differ: 0 not at all, 1 (with a seed) as in training.
+            size: (width, height) at which the network sees the photograph; the bundle's default without it.
+            background: RGB in 0..1 behind the scene, and behind a transparent photograph.
+
+        Raises:
+            InvalidPicture, InvalidRequest: an argument that cannot be used.
+            EngineFailed: a network could not be run.
+        """
+        self.timings = Timings()
+        size = self._checked_size(size)
+        with self.timings.stage("read") as stage:
+            seen = read_photo(
+                photo,
+                size,
+                depth=depth,
+                depth_scale=depth_scale,
+                instances=instances,
+                intrinsics=intrinsics,
+                fov=fov,
+                background=background,
+            )
+            stage.record({"image": seen.image})
+        self.camera_source = seen.camera_source
+        inputs = self._network_inputs(seen)
+        perceived = self._perceive(seen, inputs)
+        gaussians = self._core(inputs, perceived, self._noise(size, seed, temperature))
+        with self.timings.stage("scene") as stage:
+            scene = self._scene(gaussians, seen, background)
+            stage.record({"means": scene.means})
+        return scene
+
+    def close(self) -> None:
+        """Frees the engines."""
+        for engine in self._engines.values():
+            engine.close()
+        self._engines.clear()
+
+    def __enter__(self) -> PixelTo4D:
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    # --- the chain ----------------------------------------------------------------------------------------------------
+
+    def _network_inputs(self, seen: Photo) -> Tensors:
+        image = np.ascontiguousarray(seen.image.transpose(2, 0, 1)[None])
+        return {"image": image, "intrinsics": np.array([seen.camera.intrinsics], np.float32)}
+
+    def _perceive(self, seen: Photo, inputs: Tensors) -> Tensors:
+        """Depth [1,1,H,W] and instances [1,H,W]: the user's, and the network's where the user gave none."""
+        perceived: Tensors = {}
+        if seen.depth is None or seen.instances is None:
+            perceived = self._run("perceive", inputs)
+        if seen.depth is not None:
+            perceived["depth"] = seen.depth[None, None]
+        if seen.instances is not None:
+            perceived["instances"] = self._checked_instances(seen.instances)[None]
+        return perceived
+
+    def _core(self, inputs: Tensors, perceived: Tensors, noise: NDArray[np.float32]) -> Tensors:
+        tensors = {**inputs, "depth": perceived["depth"], "instances": perceived["instances"], "noise": noise}
+        if "dino" in self.bundle.stages:
+            tensors["features"] = self._run("dino", {"image": inputs["image"]})["features"]
+        return self._run("core", tensors)
+
+    def _scene(self, core: Tensors, seen: Photo, background: tuple[float, float, float]) -> Scene4D:
+        kept = core["opacities"][0] >= MIN_OPACITY
+        means, quats, scales, opacities, colors, groups = (
+            core[name][0][kept] for name in ("means", "quats", "scales", "opacities", "colors", "groups")
+        )
+        # θ(t) = ω t + ½ α t² and the shift v t + ½ a t², as coefficients of t and t².
+        linear = np.stack([core["velocity"][0], 0.5 * core["acceleration"][0]], axis=1)
+        angular = np.stack([core["angular_velocity"][0], 0.5 * core["angular_acceleration"][0]], axis=1)
+        config = self.bundle.config
+        return Scene4D(
+            means=means,
+            quats=quats,
+            scales=scales,
+            opacities=opacities,
+            colors=colors,
+            groups=groups,
+            camera=seen.camera,
+            motion=(Poly(core["centres"][0], linear, angular),),
+            t1=(config["frames"] - 1) / config["fps"],
+            fps=config["fps"],
+            background=background,
+            source=self.bundle.name,
+        )
+
+    # --- pieces -------------------------------------------------------------------------------------------------------
+
+    def _run(self, name: str, inputs: Tensors) -> Tensors:
+        """One stage, timed, given those of `inputs` that it takes; making its engine is timed apart."""
+        if name not in self._engines:
+            with self.timings.stage(f"load {name}"):
+                self._engines[name] = self.backend.engine(self.bundle, name, self.precision)
+        engine = self._engines[name]
+        with self.timings.stage(name) as stage:
+            outputs = engine.run({tensor.name: inputs[tensor.name] for tensor in engine.inputs})
+            stage.record(outputs)
+        return outputs
+
+    def _noise(self, size: tuple[int, int], seed: Optional[int], temperature: Optional[float]) -> NDArray[np.float32]:
+        """temperature · N(0, 1) in the shape that the core takes."""
+        if temperature is None:
+            temperature = 0.0 if seed is None else 1.0
+        if not 0.0 <= temperature <= 10.0:
+            raise InvalidRequest("The temperature cannot be used.", note=f"It is {temperature}, from 0 to 10.")
+        if seed is not None and not 0 <= seed < 2**63:
+            raise InvalidRequest("The seed cannot be used.", note=f"It is {seed}, a whole number from 0 to 2^63 - 1.")
+        stage = self.bundle.stage("core")
+        shape = _shape(stage, "noise", size)
+        noise = np.random.default_rng(seed or 0).standard_normal(shape, np.float32)
+        return np.asarray(np.float32(temperature) * noise, np.float32)
+
+    def _checked_size(self, size: Optional[tuple[int, int]]) -> tuple[int, int]:
+        """(width, height) that the network takes."""
+        if size is None:
+            width, height = self.bundle.config["size"]
+            return int(width), int(height)
+        axes = self.bundle.stage("core").axes
+        if not (axes["W"].allows(size[0]) and axes["H"].allows(size[1])):
+            nearest = f"{axes['W'].nearest(size[0])}x{axes['H'].nearest(size[1])}"
+            raise InvalidRequest(
+                "The network cannot see pictures of this size.",
+                note=f"{size[0]}x{size[1]}; sides are multiples of {axes['W'].multiple_of}, "
+                f"from {axes['W'].min}x{axes['H'].min} to {axes['W'].max}x{axes['H'].max}.",
+                hint=f"The nearest is --size {nearest}; `edge4d render` can show the scene at any size.",
+            )
+        return size
+
+    def _checked_instances(self, instances: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Ids below the bundle's number of groups; larger ones are renumbered from 1, in their order."""
+        groups = int(self.bundle.config["groups"])
+        if instances.max() < groups:
+            return instances
+        ids = np.unique(instances[instances > 0])
+        if len(ids) >= groups:
+            raise InvalidPicture(
+                "There are more instances than the network can tell apart.",
+                note=f"{len(ids)} ids in the crop, at most {groups - 1}.",
+                hint="Set the ids of what does not move to 0.",
+            )
+        return np.where(instances > 0, np.searchsorted(ids, instances) + 1, 0).astype(np.int32)
+
+
+def _shape(stage: Stage, name: str, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of an input at this (width, height)."""
+    tensor = next(tensor for tensor in stage.inputs if tensor.name == name)
+    return tensor.shape_at({"W": size[0], "H": size[1]})
