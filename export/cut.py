@@ -169,16 +169,21 @@ def _write(model: ModelProto, path: Path) -> None:
 
 def _write_weights(model: ModelProto, path: Path) -> dict[str, TensorProto]:
     """Writes the large initialisers to one file; returns what stands for them in a graph beside it."""
+    large = [tensor for tensor in model.graph.initializer if tensor.ByteSize() >= _SHARED_BYTES]
     shared: dict[str, TensorProto] = {}
-    with path.open("wb") as file:
-        for tensor in model.graph.initializer:
-            array = numpy_helper.to_array(tensor)
-            data = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
-            if len(data) >= _SHARED_BYTES:
+    if large:
+        with path.open("wb") as file:
+            for tensor in large:
+                data = _little_endian(tensor)
                 file.write(bytes(-file.tell() % _ALIGNMENT))
                 shared[tensor.name] = _external(tensor, path.name, file.tell(), len(data))
                 file.write(data)
     return shared
+
+
+def _little_endian(tensor: TensorProto) -> bytes:
+    array = np.ascontiguousarray(numpy_helper.to_array(tensor))
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _external(tensor: TensorProto, location: str, offset: int, length: int) -> TensorProto:

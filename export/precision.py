@@ -81,7 +81,7 @@ class _Halving:
         self.opset = next(opset.version for opset in model.opset_import if opset.domain == "")
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         self.types = _types(model)
-        self.outputs = {value.name for value in self.graph.output}
+        self.outputs = [value.name for value in self.graph.output]
         self.nodes: list[NodeProto] = []
         self.halves: list[TensorProto] = []
         self.made_as: dict[str, int] = {}  # the type in which a value is made; the other form is a cast of it
@@ -145,7 +145,7 @@ class _Halving:
         return self.forms[name, kind]
 
     def _assembled(self) -> ModelProto:
-        used = {name for node in self.nodes for name in node.input} | self.outputs
+        used = {name for node in self.nodes for name in node.input} | set(self.outputs)
         constants = [tensor for tensor in (*self.graph.initializer, *self.halves) if tensor.name in used]
         result = ModelProto()
         result.CopyFrom(self.model)
