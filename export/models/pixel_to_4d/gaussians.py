@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 GROUPS = 64
 CANONICAL_CHANNELS = 14  # offset 3, opacity 1, scale 3, rotation 4, colour 3
@@ -196,42 +196,3 @@ def dynamic_gaussians(
         angular_velocity=angular_velocity,
         angular_acceleration=angular_acceleration,
     )
-
-
-class GaussianHead(nn.Module):
-    """All of the above in one module without weights, so that an export can keep its arithmetic in float32.
-
-    Args:
-        layers: K.
-        groups: M.
-        scale_unit, pixel_floor: see `activate`.
-    """
-
-    def __init__(
-        self, layers: int, *, groups: int = GROUPS, scale_unit: float = 0.01, pixel_floor: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.layers, self.groups, self.scale_unit, self.pixel_floor = layers, groups, scale_unit, pixel_floor
-
-    def forward(
-        self, raw: Tensor, increments: Tensor, motion: Tensor, depth: Tensor, instances: Tensor, intrinsics: Tensor
-    ) -> DynamicGaussians:
-        """Everything that the `core` stage returns.
-
-        Args:
-            raw: [B,K·14,H,W], layer by layer, see `activate`.
-            increments: [B,K−1,H,W], see `layer_depths`.
-            motion: [B,K·12,H,W], layer by layer, see `dynamic_gaussians`.
-            depth: [B,1,H,W] metres.
-            instances: [B,H,W] int32.
-            intrinsics: [B,4] fx, fy, cx, cy in pixels.
-        """
-        gaussians = activate(
-            torch.unflatten(raw, 1, (self.layers, CANONICAL_CHANNELS)),
-            layer_depths(depth, increments),
-            intrinsics,
-            scale_unit=self.scale_unit,
-            pixel_floor=self.pixel_floor,
-        )
-        motion = torch.unflatten(motion, 1, (self.layers, MOTION_CHANNELS))
-        return dynamic_gaussians(gaussians, motion, instances, groups=self.groups)
