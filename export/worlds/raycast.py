@@ -1,15 +1,18 @@
 """Casts camera rays against boxes, cylinders and ellipsoids, for a batch of scenes at once.
 
-Every primitive is a unit shape under an affine map: a box |x|,|y|,|z| ≤ 1, a cylinder of radius 1 around y with |y| ≤ 1, a ball of
-radius 1. A ray is carried into the primitive's own frame, where the test is short and the ray parameter is unchanged.
+Every primitive is a unit shape under an affine map: a box |x|,|y|,|z| ≤ 1, a cylinder of radius 1 around y with |y| ≤ 1,
+a ball of radius 1. A ray is carried into the primitive's own frame, where the test is short and the ray parameter is
+unchanged.
 
-Work is proportional to what can be seen: the projected bounding box of each primitive selects 16×16 pixel tiles, and only those
-(tile, primitive) pairs are tested.
+Work is proportional to what can be seen: the projected bounding box of each primitive selects 16×16 pixel tiles, and only
+those (tile, primitive) pairs are tested.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -19,6 +22,12 @@ TILE = 16
 NO_HIT = -1
 _NEAR = 0.05
 _EMPTY_KEY = torch.iinfo(torch.int64).max
+_F = TypeVar("_F", bound=Callable[..., object])
+
+
+def fused(function: _F) -> _F:
+    """Compiles chains of small operations into few kernels where there is a GPU; elsewhere compiling costs more than it saves."""
+    return torch.compile(function, dynamic=True) if torch.cuda.is_available() else function  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,7 @@ class Hits:
 
     Attributes:
         index: [S, R] primitive slot, or NO_HIT.
-        distance: [S, R] ray parameter; with directions of unit z in the camera frame this is the depth along z. Infinite for NO_HIT.
+        distance: [S, R] ray parameter, infinite for NO_HIT. Directions have unit z in the camera frame, so it is the depth.
         local: [S, R, 3] the point in the frame of the primitive, inside the unit shape.
         normal: [S, R, 3] outward unit normal, street frame.
     """
@@ -122,21 +131,17 @@ def cast(
         intrinsics, c2w: the cameras, [S, 4] and [S, 4, 4].
         width, height: multiples of TILE.
     """
-    scenes, slots = primitives.present.shape
+    scenes = len(primitives.present)
     tiles = (width // TILE) * (height // TILE)
     scene, slot, tile = _candidates(primitives, intrinsics, c2w, width, height)
     keys = torch.full((scenes * tiles, TILE * TILE), _EMPTY_KEY, dtype=torch.int64, device=c2w.device)
     blocks = directions.reshape(scenes * tiles, TILE * TILE, 3)
     for shape, intersect in ((BOX, _box), (CYLINDER, _cylinder), (BALL, _ball)):
-        chosen = primitives.shape[slot] == shape
-        s, p, row = scene[chosen], slot[chosen], (scene * tiles + tile)[chosen]
-        to_local = primitives.axes[s, p].transpose(1, 2) / primitives.half[s, p][:, :, None]
-        o = (to_local @ (origins[s] - primitives.centres[s, p])[:, :, None]).squeeze(-1)
-        d = blocks[row] @ to_local.transpose(1, 2)
-        distance = intersect(o[:, None, :], d)
-        # Positive floats compare like their bits, so distance and slot fit one key and the nearest hit is a minimum.
-        key = (distance.view(torch.int32).long() << 32) | p[:, None]
-        key = torch.where(torch.isfinite(distance), key, _EMPTY_KEY)
+        chosen = (primitives.shape[slot] == shape).nonzero()[:, 0]
+        s, p = scene[chosen], slot[chosen]
+        row = s * tiles + tile[chosen]
+        offset = origins[s] - primitives.centres[s, p]
+        key = intersect(offset, blocks[row], primitives.axes[s, p], primitives.half[s, p], p)
         keys.scatter_reduce_(0, row[:, None].expand_as(key), key, "amin")
     keys = keys.reshape(scenes, tiles * TILE * TILE)
     index = torch.where(keys == _EMPTY_KEY, NO_HIT, keys & 0xFFFFFFFF)
@@ -172,52 +177,80 @@ def _candidates(
     return scene, slot, row * (width // TILE) + column
 
 
-def _box(o: Tensor, d: Tensor) -> Tensor:
-    """Ray parameter where o + t·d enters |x|,|y|,|z| ≤ 1 (slab test); infinite when it does not."""
+def _to_local(axes: Tensor, half: Tensor, vectors: Tensor) -> Tensor:
+    """Vectors [..., 3] in the frame of the unit shape; axes [..., 3, 3] hold the frame's unit vectors in columns."""
+    return (axes * vectors[..., None]).sum(-2) / half
+
+
+def _key(distance: Tensor, hit: Tensor, slot: Tensor) -> Tensor:
+    """Positive floats compare like their bits, so distance and slot fit one integer, and the nearest hit is a minimum."""
+    key = (distance.view(torch.int32).long() << 32) | slot[:, None]
+    return torch.where(hit & (distance > _NEAR), key, _EMPTY_KEY)
+
+
+@fused
+def _box(offset: Tensor, directions: Tensor, axes: Tensor, half: Tensor, slot: Tensor) -> Tensor:
+    """Keys [Q, 256] of rays from `offset` [Q, 3] along `directions` [Q, 256, 3] that enter |x|,|y|,|z| ≤ 1 (slab test)."""
+    o = _to_local(axes, half, offset)[:, None]
+    d = _to_local(axes[:, None], half[:, None], directions)
     inverse = 1.0 / torch.where(d.abs() < 1e-9, 1e-9, d)
     a, b = (-1 - o) * inverse, (1 - o) * inverse
     near = torch.minimum(a, b).amax(-1)
     far = torch.maximum(a, b).amin(-1)
-    return torch.where((near < far) & (near > _NEAR), near, torch.inf)
+    return _key(near, near < far, slot)
 
 
-def _ball(o: Tensor, d: Tensor) -> Tensor:
-    """Ray parameter where o + t·d enters the unit ball."""
+@fused
+def _ball(offset: Tensor, directions: Tensor, axes: Tensor, half: Tensor, slot: Tensor) -> Tensor:
+    """Keys of rays that enter the unit ball; arguments as for `_box`."""
+    o = _to_local(axes, half, offset)[:, None]
+    d = _to_local(axes[:, None], half[:, None], directions)
     a, b, c = (d * d).sum(-1), (o * d).sum(-1), (o * o).sum(-1) - 1
     root = b * b - a * c
-    near = (-b - root.clamp_min(0).sqrt()) / a
-    return torch.where((root > 0) & (near > _NEAR), near, torch.inf)
+    return _key((-b - root.clamp_min(0).sqrt()) / a, root > 0, slot)
 
 
-def _cylinder(o: Tensor, d: Tensor) -> Tensor:
-    """Ray parameter where o + t·d enters x² + z² ≤ 1, |y| ≤ 1: the later of entering the tube and entering the slab."""
-    ox, oy, oz = o.unbind(-1)
-    dx, dy, dz = d.unbind(-1)
+@fused
+def _cylinder(offset: Tensor, directions: Tensor, axes: Tensor, half: Tensor, slot: Tensor) -> Tensor:
+    """Keys of rays that enter x² + z² ≤ 1, |y| ≤ 1: the later of entering the tube and the slab; arguments as for `_box`."""
+    ox, oy, oz = _to_local(axes, half, offset)[:, None].unbind(-1)
+    dx, dy, dz = _to_local(axes[:, None], half[:, None], directions).unbind(-1)
     a = (dx * dx + dz * dz).clamp_min(1e-12)
     b = ox * dx + oz * dz
     root = b * b - a * (ox * ox + oz * oz - 1)
-    half = root.clamp_min(0).sqrt()
+    spread = root.clamp_min(0).sqrt()
     inverse = 1.0 / torch.where(dy.abs() < 1e-9, 1e-9, dy)
     low, high = (-1 - oy) * inverse, (1 - oy) * inverse
-    near = torch.maximum((-b - half) / a, torch.minimum(low, high))
-    far = torch.minimum((-b + half) / a, torch.maximum(low, high))
-    return torch.where((root > 0) & (near < far) & (near > _NEAR), near, torch.inf)
+    near = torch.maximum((-b - spread) / a, torch.minimum(low, high))
+    far = torch.minimum((-b + spread) / a, torch.maximum(low, high))
+    return _key(near, (root > 0) & (near < far), slot)
 
 
 def _surface(primitives: Primitives, index: Tensor, distance: Tensor, origins: Tensor, directions: Tensor) -> Hits:
-    """Local point and normal at each hit; rows without a hit get zeros."""
+    """Local point and normal at each hit; rows without a hit get those of slot 0."""
     scene = torch.arange(index.shape[0], device=index.device)[:, None]
     slot = index.clamp_min(0)
-    axes, half = primitives.axes[scene, slot], primitives.half[scene, slot]
     travelled = torch.where(torch.isfinite(distance), distance, 0.0)[..., None]
     points = origins[:, None] + directions * travelled
-    local = (axes.transpose(-1, -2) @ (points - primitives.centres[scene, slot])[..., None]).squeeze(-1) / half
-    shape = primitives.shape[slot][..., None]
-    radial = local * torch.tensor([1.0, 0.0, 1.0], device=local.device)
+    local, normal = _point_and_normal(
+        points - primitives.centres[scene, slot],
+        primitives.axes[scene, slot],
+        primitives.half[scene, slot],
+        primitives.shape[slot][..., None],
+    )
+    return Hits(index, distance, local, normal)
+
+
+@fused
+def _point_and_normal(offset: Tensor, axes: Tensor, half: Tensor, shape: Tensor) -> tuple[Tensor, Tensor]:
+    """A point in the frame of the unit shape, and the outward normal in the street frame; all [S, R, ...]."""
+    local = _to_local(axes, half, offset)
+    x, y, z = local.unbind(-1)
+    zero = torch.zeros_like(x)
     magnitude = local.abs()
     face = local.sign() * (magnitude >= magnitude.amax(-1, keepdim=True))
-    cap = torch.stack([torch.zeros_like(local[..., 1]), local[..., 1].sign(), torch.zeros_like(local[..., 1])], -1)
-    on_cap = magnitude[..., 1:2] > radial.norm(dim=-1, keepdim=True)
-    gradient = torch.where(shape == BOX, face, torch.where(shape == BALL, local, torch.where(on_cap, cap, radial)))
-    normal = torch.nn.functional.normalize((axes @ (gradient / half)[..., None]).squeeze(-1), dim=-1)
-    return Hits(index, distance, local, normal)
+    on_cap = (y.abs() > torch.sqrt(x * x + z * z))[..., None]
+    tube = torch.where(on_cap, torch.stack([zero, y.sign(), zero], -1), torch.stack([x, zero, z], -1))
+    gradient = torch.where(shape == BOX, face, torch.where(shape == BALL, local, tube))
+    normal = (axes * (gradient / half)[..., None, :]).sum(-1)
+    return local, normal / normal.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12)

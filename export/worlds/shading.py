@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from edge4d.export.worlds.raycast import fused
+
 # What a surface is painted with. PLAIN takes the main colour; the ground is not a primitive, but a plane.
 PLAIN, FACADE, CAR_BODY, CAR_CABIN, WHEEL, FOLIAGE, CLOTH, HEAD, PAVEMENT, GROUND = range(10)
 
@@ -81,6 +83,7 @@ class Surfels:
         return Surfels(**{name: value[rows] for name, value in vars(self).items()})
 
 
+@fused
 def noise(points: Tensor, seed: Tensor) -> Tensor:
     """Smooth value noise in 0..1 with unit cells; the lattice is hashed in integers, so every device agrees.
 
@@ -268,6 +271,7 @@ def lit(color: Tensor, s: Surfels, look: Look) -> Tensor:
     return color * (ambient * from_above + direct * facing)[..., None]
 
 
+@fused
 def sky_color(directions: Tensor, look: Look) -> Tensor:
     """Gradient from horizon to zenith with clouds, [S, R, 3], for unit directions in the street frame."""
     up = (-directions[..., 1]).clamp_min(0)
@@ -289,15 +293,22 @@ def toned(color: Tensor, distance: Tensor, look: Look) -> Tensor:
 
 def contact_shadows(s: Surfels, standing: Standing) -> Tensor:
     """How much light reaches ground points under and beside standing objects, [Q], 1 = all."""
-    light = torch.ones_like(s.footprint)
-    for o in range(standing.places.shape[1]):
-        offset = s.points - standing.places[s.scene, o]
-        cos, sin = torch.cos(standing.yaw[:, o])[s.scene], torch.sin(standing.yaw[:, o])[s.scene]
-        width, length = standing.extent[s.scene, o].unbind(-1)
-        across = (cos * offset[:, 0] - sin * offset[:, 2]) / (1.25 * width)
-        along = (sin * offset[:, 0] + cos * offset[:, 2]) / (1.12 * length)
+    flat = torch.stack([torch.cos(standing.yaw), torch.sin(standing.yaw)], -1)
+    size = standing.extent * torch.tensor([1.25, 1.12], device=flat.device)
+    return _shadows(s.points, s.scene, standing.places, flat, size, standing.present.float())
+
+
+@fused
+def _shadows(points: Tensor, scene: Tensor, places: Tensor, turn: Tensor, size: Tensor, present: Tensor) -> Tensor:
+    """points [Q, 3], scene [Q]; places [S, O, 3], turn [S, O, 2] cosine and sine of the heading, size [S, O, 2], present [S, O]."""
+    light = torch.ones_like(points[:, 0])
+    for o in range(places.shape[1]):
+        x, z = points[:, 0] - places[scene, o, 0], points[:, 2] - places[scene, o, 2]
+        cos, sin = turn[scene, o, 0], turn[scene, o, 1]
+        across = (cos * x - sin * z) / size[scene, o, 0]
+        along = (sin * x + cos * z) / size[scene, o, 1]
         inside = 1 - (across.square().square() + along.square().square())
-        light = torch.minimum(light, 1 - 0.7 * (inside * 2.5).clamp(0, 1) * standing.present[s.scene, o])
+        light = torch.minimum(light, 1 - 0.7 * (inside * 2.5).clamp(0, 1) * present[scene, o])
     return light
 
 

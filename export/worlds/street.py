@@ -134,7 +134,7 @@ def _key(domain: int, seed: int, index: int) -> tuple[int, int]:
 class _Draw:
     """Uniform numbers of S scenes, each from its own generator, handed out column by column."""
 
-    def __init__(self, keys: list[tuple[int, int]], columns: int = 6000) -> None:
+    def __init__(self, keys: list[tuple[int, int]], columns: int = 2400) -> None:
         # Philox takes the whole key; torch's CPU generator would keep 32 bits of it.
         streams = [np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))) for key in keys]
         self.table = torch.from_numpy(np.stack([stream.random(columns, np.float32) for stream in streams]))

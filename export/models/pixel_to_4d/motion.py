@@ -39,15 +39,12 @@ def move(scene: DynamicGaussians, time: Tensor) -> tuple[Tensor, Tensor]:
     t = time[:, None, None]
     theta = scene.angular_velocity * t + 0.5 * scene.angular_acceleration * t * t
     shift = scene.velocity * t + 0.5 * scene.acceleration * t * t
-    group = scene.groups.long()[..., None]
-
-    def of_gaussian(per_group: Tensor) -> Tensor:
-        return per_group.gather(1, group.expand(-1, -1, per_group.shape[-1]))
-
-    rotation = of_gaussian(rotation_matrices(theta).flatten(2)).unflatten(-1, (3, 3))
-    centre = of_gaussian(scene.centres)
-    turned = (rotation @ (scene.means - centre)[..., None]).squeeze(-1)
-    moving = group > 0
-    means = torch.where(moving, centre + turned + of_gaussian(shift), scene.means)
-    quats = torch.where(moving, multiply(of_gaussian(quaternions(theta)), scene.quats), scene.quats)
-    return means, quats
+    # Only what moves is touched: most of a street stands still.
+    batch, index = (scene.groups > 0).nonzero(as_tuple=True)
+    group = scene.groups[batch, index].long()
+    centre = scene.centres[batch, group]
+    arm = scene.means[batch, index] - centre
+    turned = (rotation_matrices(theta)[batch, group] * arm[:, None]).sum(-1)
+    place = centre + turned + shift[batch, group]
+    turn = multiply(quaternions(theta)[batch, group], scene.quats[batch, index])
+    return scene.means.index_put((batch, index), place), scene.quats.index_put((batch, index), turn)
