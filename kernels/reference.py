@@ -73,7 +73,7 @@ def gaussian_rasterize(
     out_dtype: str = "float32",
     fast: bool = False,
 ) -> Rasterization:
-    """Twin of GaussianRasterize (see `kernels.ops`). It has no tiles: `stats` counts no pairs, `max_pairs` does nothing.
+    """Twin of GaussianRasterize in `kernels.ops`. It has no tiles: `stats` counts no pairs, `max_pairs` does nothing.
 
     Args:
         means: [B, N, 3] world coordinates.
@@ -86,17 +86,28 @@ def gaussian_rasterize(
         background: [C].
     """
     means, quats, scales, opacities, colors, viewmats, Ks, background = (
-        np.asarray(array, np.float64)
-        for array in (means, quats, scales, opacities, colors, viewmats, Ks, background)
-    )  # fmt: skip
+        np.asarray(array, np.float64) for array in (means, quats, scales, opacities, colors, viewmats, Ks, background)
+    )
     frames, stats = [], []
     for b, v in np.ndindex(viewmats.shape[:2]):
-        camera = (viewmats[b, v], Ks[b, v], width, height)
         finite = _finite(means[b], quats[b], scales[b], opacities[b], colors[b])
-        scene = (array[b][finite] for array in (means, quats, scales, opacities, colors))
         splats = project(
-            *scene, *camera, near, far, eps2d, antialiased, compensation_floor, sh_degree
-        )  # fmt: skip
+            means[b, finite],
+            quats[b, finite],
+            scales[b, finite],
+            opacities[b, finite],
+            colors[b, finite],
+            viewmats[b, v],
+            Ks[b, v],
+            width,
+            height,
+            near,
+            far,
+            eps2d,
+            antialiased,
+            compensation_floor,
+            sh_degree,
+        )
         splats = in_depth_order(splats)
         frames.append(blend(splats, background, width, height, alpha_max))
         stats.append([len(splats.depths), np.count_nonzero(~finite), 0, max_pairs, 0])
@@ -191,19 +202,22 @@ def radii_from_covariances(covariances: Array, opacities: Array) -> Array:
     """Half sizes [N, 2] of the boxes in whole pixels outside of which alpha is below 1/255."""
     deviations = np.sqrt(2 * np.log(np.maximum(255 * opacities, 1)))
     variances = np.diagonal(covariances, axis1=1, axis2=2)
-    return np.ceil(np.minimum(EXTENT_MAX, deviations)[:, None] * np.sqrt(variances))
+    return np.asarray(np.ceil(np.minimum(EXTENT_MAX, deviations)[:, None] * np.sqrt(variances)))
 
 
 def color_from_sh(coefficients: Array, directions: Array, degree: int) -> Array:
     """Colours [N, 3] of SH coefficients [N, K, 3] seen along `directions` [N, 3] (camera to Gaussian, any length)."""
     basis = sh_basis(directions / np.linalg.norm(directions, axis=-1, keepdims=True), degree)
-    return np.maximum(np.einsum("nk,nkc->nc", basis, coefficients[:, : basis.shape[1]]) + 0.5, 0)
+    return np.asarray(np.maximum(np.einsum("nk,nkc->nc", basis, coefficients[:, : basis.shape[1]]) + 0.5, 0))
 
 
 def sh_basis(directions: Array, degree: int) -> Array:
-    """Real spherical harmonics [N, (degree + 1)**2] of unit vectors [N, 3], order and signs of 3D Gaussian splatting."""
+    """Real spherical harmonics [N, (degree + 1)**2] of unit vectors [N, 3]: order and signs of 3D Gaussian splatting."""
+
+    def root(numerator: int, denominator: int) -> float:
+        return math.sqrt(numerator / (denominator * math.pi))
+
     x, y, z = directions.T
-    root = lambda numerator, denominator: math.sqrt(numerator / (denominator * math.pi))  # noqa: E731
     basis = [np.full_like(x, root(1, 4))]
     if degree >= 1:
         basis += [-root(3, 4) * y, root(3, 4) * z, -root(3, 4) * x]
@@ -310,9 +324,7 @@ def knn_interpolate(
         weights = weights * (nearest <= radius**2)
     weights = weights / (weights.sum(1, keepdims=True) + 1e-8)
     interpolated = np.einsum("qk,tqkc->tqc", weights, values[:, indices])
-    return KnnInterpolation(
-        interpolated.astype(np.float32), indices.astype(np.int32), weights.astype(np.float32)
-    )  # fmt: skip
+    return KnnInterpolation(interpolated.astype(np.float32), indices.astype(np.int32), weights.astype(np.float32))
 
 
 def farthest_point_sample(points: ArrayLike, *, count: int) -> NDArray[np.int32]:

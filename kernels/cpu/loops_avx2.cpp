@@ -1,0 +1,8 @@
+#include "loops.inl"
+
+namespace edge4d {
+
+extern const Loops loops_avx2;
+const Loops loops_avx2 = {"avx2", project, blend, nearest, farthest};
+
+}  // namespace edge4d

@@ -1,0 +1,8 @@
+#include "loops.inl"
+
+namespace edge4d {
+
+extern const Loops loops_baseline;
+const Loops loops_baseline = {"baseline", project, blend, nearest, farthest};
+
+}  // namespace edge4d
