@@ -298,7 +298,7 @@ def _rows(path: Path) -> Iterator[Tuple[_Place, List[str]]]:
     count = 0
     for line, text in _lines(path):
         words = re.split(r"[\s,]+", text.strip())
-        if words == [""] or text.startswith("#"):
+        if words == [""] or words[0].startswith("#"):
             continue
         count += 1
         place = _Place(path, line)
