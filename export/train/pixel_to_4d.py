@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from edge4d.export.models.pixel_to_4d import gaussians, street
 from edge4d.export.models.pixel_to_4d.motion import move
-from edge4d.export.train.losses import kl_diagonal, ssim
+from edge4d.export.train.losses import diagonal_gaussian_kl, ssim
 from edge4d.export.train.rasterize import rasterize
 from edge4d.export.worlds import street as world
 from edge4d.export.worlds.rotations import about_x, about_y
@@ -247,8 +247,8 @@ def losses(model: Training, sample: Sample, generator: torch.Generator) -> dict[
     image, _ = render_views(scene, sample)
     target = torch.cat([sample.later, sample.other])
     terms["image"] = 5 * image_loss(image, target, torch.cat([sample.later_moving, sample.other_moving]))
-    terms["kl"] = 1e-3 * kl_diagonal(mean, log_variance)
-    terms["motion"] = 0.15 * motion_loss(model.core.lift.metric_motion(motion), sample)
+    terms["kl"] = 1e-3 * diagonal_gaussian_kl(mean, log_variance)
+    terms["motion"] = 0.25 * motion_loss(model.core.lift.metric_motion(motion), sample)
     return terms
 
 
@@ -256,6 +256,7 @@ def losses(model: Training, sample: Sample, generator: torch.Generator) -> dict[
 def validate(model: Training, device: torch.device, width: int, height: int, *, batches: int = 8) -> dict[str, float]:
     """What `edge4d evaluate` measures, in short, on streets that neither training nor evaluation sees (dB)."""
     generator = torch.Generator().manual_seed(0)
+    was_training = model.training
     model.eval()
     rows = []
     for batch in range(batches):
@@ -279,7 +280,7 @@ def validate(model: Training, device: torch.device, width: int, height: int, *, 
         relative = ((depth - sample.depth).abs() / sample.depth)[near].mean()
         row["depth_abs_rel"] = relative.reshape(1)
         rows.append(row)
-    model.train()
+    model.train(was_training)
     return {name: round(float(torch.cat([row[name] for row in rows]).nanmean()), 4) for name in rows[0]}
 
 
@@ -305,11 +306,11 @@ def train(
     out: Path,
     device: str = "cuda",
     steps: int = 10_000,
-    stop: int | None = None,
-    batch: int = 8,
+    minutes: float = math.inf,
+    batch: int = 16,
     seed: int = 0,
     size: tuple[int, int] = (448, 256),
-    peak_rate: float = 1.5e-3,
+    peak_rate: float = 1.8e-3,
     resume: Path | None = None,
     log_every: int = 100,
 ) -> Path:
@@ -319,7 +320,7 @@ def train(
         config: which network.
         out: folder, made when missing.
         device: "cuda" renders with gsplat, "cpu" with the slow rasterizer.
-        steps: length of the schedule. `stop`: the step to leave off at, when the rest is for another run.
+        steps: length of the schedule. minutes: leaves off after so long; `resume` goes on.
         batch: streets per step. size: width and height of the pictures.
         seed: of weights, streets and views.
         resume: a `training.pt`.
@@ -328,6 +329,8 @@ def train(
         The path of the checkpoint: the moving average of the weights.
     """
     torch.manual_seed(seed)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     target = torch.device(device)
     out.mkdir(parents=True, exist_ok=True)
     model = Training(config).to(target).to(memory_format=torch.channels_last)
@@ -342,11 +345,10 @@ def train(
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
-    last = steps if stop is None else min(stop, steps)
     generator = torch.Generator().manual_seed(seed + first)
     began = time.monotonic()
     with (out / "log.jsonl").open("a") as log:
-        for step, streets in enumerate(streets_ahead(seed, first, last, batch), start=first):
+        for step, streets in enumerate(streets_ahead(seed, first, steps, batch), start=first):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, peak_rate)
             sample = make_sample(streets, generator, *size, target)
@@ -356,15 +358,19 @@ def train(
             nn.utils.clip_grad_norm_(model.parameters(), 2.0)
             optimizer.step()
             average.update_parameters(model)
-            if step % log_every == log_every - 1 or step == last - 1:
+            late = time.monotonic() - began > 60 * minutes
+            done = late or step == steps - 1
+            if done or step % log_every == log_every - 1:
                 entry: dict[str, Any] = {"step": step + 1, "seconds": round(time.monotonic() - began, 1)}
                 entry.update({name: round(value.item(), 4) for name, value in terms.items()})
-                if (step + 1) % (10 * log_every) == 0 or step == last - 1:
+                if done or (step + 1) % (10 * log_every) == 0:
                     entry.update(validate(average.module, target, *size))
                     save(out, model, average, optimizer, step + 1)
                 log.write(json.dumps(entry) + "\n")
                 log.flush()
                 print(json.dumps(entry), flush=True)
+            if late:
+                break
     return out / "checkpoint.safetensors"
 
 

@@ -1,4 +1,4 @@
-"""A small convolutional U-Net: plain 3×3 convolutions, batch norm (folded away on export) and ReLU, which every engine runs well."""
+"""A small U-Net of 3×3 convolutions, batch norm (folded away on export) and ReLU, which every engine runs well."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class UNet(nn.Module):
         self.up = nn.ModuleList(ConvNorm(a + b, a) for a, b in pairs)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """[B, C, H, W], H and W multiples of 2^(L−1), to decoder features, finest first: [B, widths[i], H/2^i, W/2^i]."""
+        """[B,C,H,W], H and W multiples of 2^(L−1), to decoder features, finest first: [B,widths[i],H/2^i,W/2^i]."""
         skips = [self.stem(x)]
         for down in self.down:
             skips.append(down(skips[-1]))

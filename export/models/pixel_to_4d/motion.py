@@ -41,10 +41,13 @@ def move(scene: DynamicGaussians, time: Tensor) -> tuple[Tensor, Tensor]:
     shift = scene.velocity * t + 0.5 * scene.acceleration * t * t
     # Only what moves is touched: most of a street stands still.
     batch, index = (scene.groups > 0).nonzero(as_tuple=True)
-    group = scene.groups[batch, index].long()
-    centre = scene.centres[batch, group]
+    row = batch * scene.centres.shape[1] + scene.groups[batch, index].long()
+    centre, rotation, turn, shift = (
+        # `gather` and not indexing: its backward pass adds up, where that of indexing sorts first.
+        table.flatten(0, 1).gather(0, row[:, None].expand(-1, table.shape[-1]))
+        for table in (scene.centres, rotation_matrices(theta).flatten(2), quaternions(theta), shift)
+    )
     arm = scene.means[batch, index] - centre
-    turned = (rotation_matrices(theta)[batch, group] * arm[:, None]).sum(-1)
-    place = centre + turned + shift[batch, group]
-    turn = multiply(quaternions(theta)[batch, group], scene.quats[batch, index])
-    return scene.means.index_put((batch, index), place), scene.quats.index_put((batch, index), turn)
+    place = centre + (rotation.reshape(-1, 3, 3) * arm[:, None]).sum(-1) + shift
+    quats = multiply(turn, scene.quats[batch, index])
+    return scene.means.index_put((batch, index), place), scene.quats.index_put((batch, index), quats)
