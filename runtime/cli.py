@@ -22,7 +22,7 @@ from rich.table import Table
 
 import edge4d
 from edge4d.runtime.errors import BackendUnavailable, Edge4DError, InvalidRequest
-from edge4d.runtime.timings import StageTime
+from edge4d.runtime.timings import StageTime, tensor_size
 
 app = typer.Typer(
     name="edge4d",
@@ -343,7 +343,7 @@ def _save(video: Any, output: Path, depth_video: Optional[Path]) -> list[StageTi
     with _progress("Rendering") as progress:
         times = video.save(output, depth=depth_video, progress=progress)
     width, height = video.size
-    frames = {"frames": f"{len(video)}x{height}x{width}x3 uint8"}
+    frames = {"frames": tensor_size((len(video), height, width, 3), "uint8")}
     return [StageTime("render", times.render, frames), StageTime("write", times.write)]
 
 
@@ -351,7 +351,7 @@ def _times_table(stages: Sequence[StageTime], frames: int) -> Table:
     table = Table("stage", "seconds", "tensors", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for stage in stages:
-        tensors = "  ".join(f"{name} {size}" for name, size in stage.tensors.items())
+        tensors = ", ".join(f"{name} {size}" for name, size in stage.tensors.items())
         table.add_row(stage.name, f"{stage.seconds:.2f}", tensors)
     rendering = next(stage.seconds for stage in stages if stage.name == "render")
     table.add_row(

@@ -62,7 +62,7 @@ def _kernels() -> str:
     from edge4d.kernels import _library
 
     _library.load()
-    return f"ABI {_library.abi_version}"
+    return f"ABI {_library.ABI_VERSION}"
 
 
 def _h264() -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 @dataclass
 class StageTime:
-    """One stage: its name, wall-clock seconds, and the shape and dtype of each tensor that it made."""
+    """One stage: its name, wall-clock seconds, and the size of each tensor that it made."""
 
     name: str
     seconds: float = 0.0
@@ -22,7 +22,13 @@ class StageTime:
     def record(self, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Notes the sizes of `tensors`; the arrays themselves are not kept."""
         for name, tensor in tensors.items():
-            self.tensors[name] = f"{'x'.join(map(str, tensor.shape))} {tensor.dtype}"
+            self.tensors[name] = tensor_size(tensor.shape, tensor.dtype)
+
+
+def tensor_size(shape: tuple[int, ...], dtype: object) -> str:
+    """In words, such as "1x3x256x448"; the dtype is named when it is not float32."""
+    dims = "x".join(map(str, shape))
+    return dims if str(dtype) == "float32" else f"{dims} {dtype}"
 
 
 class Timings:

@@ -1,0 +1,208 @@
+"""The command line, run in this process, and once as a program."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import edge4d
+from edge4d.runtime import cli
+
+COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "doctor")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(20, 200, (40, 80, 3)).astype(np.uint8)
+    pixels[10:20, 20:40] = (250, 60, 60)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs the command line; gives exit code, standard output and standard error."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_from_photograph_to_video(run, photo, tiny_bundle, tmp_path):
+    code, out, err = run(
+        *("generate", photo, "--bundle", tiny_bundle, "--camera", "orbit", "--frames", 3, "-o", tmp_path / "out.mp4"),
+        *("--save-scene", tmp_path / "scene.safetensors", "--depth-video", tmp_path / "depth.mp4", "--seed", 3),
+    )
+    assert code == 0, err
+    for name in ("out.mp4", "depth.mp4", "scene.safetensors"):
+        assert (tmp_path / name).stat().st_size > 500
+        assert str(tmp_path / name) in out
+    for word in ("read", "perceive", "core", "scene", "render", "write", "total", "frames/s"):
+        assert word in err
+    assert "assumed, 60° across" in err
+
+
+def test_what_the_user_knows_reaches_the_network(run, photo, tiny_bundle, tmp_path):
+    np.save(tmp_path / "depth.npy", np.full((40, 80), 3.0, np.float32))
+    Image.fromarray(np.zeros((40, 80), np.uint8)).save(tmp_path / "ids.png")
+    code, _, err = run(
+        *("generate", photo, "--bundle", tiny_bundle, "--depth", tmp_path / "depth.npy"),
+        *("--instances", tmp_path / "ids.png", "--intrinsics", "80,80,40,20", "--size", "96x64", "--precision", "fp16"),
+        *("--background", "0.5,0.5,0.5", "--frames", 2, "-o", tmp_path / "frames"),
+        *("--save-scene", tmp_path / "scene.safetensors"),
+    )
+    assert code == 0, err
+    scene = edge4d.Scene4D.load(tmp_path / "scene.safetensors")
+    np.testing.assert_allclose(scene.means[:, 2], 3.0, rtol=1e-3)  # half precision
+    assert (scene.groups == 0).all()
+    assert scene.background == (0.5, 0.5, 0.5)
+    assert (scene.camera.width, scene.camera.height) == (96, 64)
+    # 40 of 80x40: the middle 60x40 remains and grows by 1.6.
+    assert scene.camera.intrinsics == pytest.approx((128, 128, 48, 32))
+    assert sorted(os.listdir(tmp_path / "frames")) == ["0000.png", "0001.png"]
+
+
+def test_scenes_and_ply_are_rendered(run, photo, tiny_bundle, tmp_path):
+    from edge4d.runtime.ply import write_ply
+
+    scene = edge4d.load(tiny_bundle).generate(photo)
+    scene.save(tmp_path / "scene.safetensors")
+    write_ply(tmp_path / "scene.ply", scene.evaluate(0.0))
+    (tmp_path / "poses.txt").write_text("1 0 0 0 0 1 0 0 0 0 1 0\n1 0 0 0.1 0 1 0 0 0 0 1 0\n")
+    for name in ("scene.safetensors", "scene.ply"):
+        code, out, err = run(
+            *("render", tmp_path / name, "--camera", tmp_path / "poses.txt", "--camera-format", "kitti"),
+            *("--size", "48x32", "--fps", 5, "-o", tmp_path / "out.mp4"),
+        )
+        assert code == 0, err
+        assert out.strip() == str(tmp_path / "out.mp4")
+        code, out, err = run("info", tmp_path / name)
+        assert code == 0, err
+        assert "Gaussians" in out
+
+
+def test_info_on_a_bundle(run, tiny_bundle):
+    code, out, _ = run("info", tiny_bundle)
+    assert code == 0
+    for word in ("pixel_to_4d", "perceive", "core", "fp16", "Apache-2.0", "provenance"):
+        assert word in out
+
+
+def test_evaluate_on_a_folder(run, tiny_bundle, tiny_world, tmp_path):
+    code, out, err = run("evaluate", tiny_bundle, "--data", tiny_world, "--frames", 2, "--json", "-")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert figures["psnr"] > figures["psnr_copy"]
+    assert figures["frames"] == 2
+    code, out, _ = run(
+        "evaluate", tiny_bundle, "--data", tiny_world, "--frames", 2, "--json", tmp_path / "figures.json"
+    )
+    assert code == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == figures
+
+
+def test_doctor(run):
+    code, out, _ = run("doctor")
+    assert code == 0
+    for word in ("edge4d", "numpy", "native kernels", "H.264", "backend onnxruntime", "backend tensorrt"):
+        assert word in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_an_example_whose_options_exist(run, command):
+    code, text, _ = run(command, "--help")
+    assert code == 0
+    example = " ".join(text.partition("Example: ")[2].split())
+    assert example.startswith(f"edge4d {command}")
+    for option in (word for word in example.split() if word.startswith("-") and word != "-"):
+        assert option in text.partition("Example: ")[0]
+
+
+def test_help_names_every_command(run):
+    code, text, _ = run("--help")
+    assert code == 0
+    assert all(command in text for command in COMMANDS)
+    assert run("--version") == (0, f"{edge4d.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "absent.png", "-o", "out.mp4"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--backend", "tensorrt"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--backend", "abacus"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--precision", "int8"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--bundle", "./absent"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--size", "100x60"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--camera", "teleport"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--frames", "0"),
+        ("generate", "PHOTO", "-o", "out.mp4", "--background", "7,7,7"),
+        ("generate", "PHOTO", "-o", "out.gif"),
+        ("render", "absent.safetensors", "-o", "out.mp4"),
+        ("render", "absent.ply", "-o", "out.mp4"),
+        ("info", "absent.e4d"),
+        ("evaluate", "TINY", "--data", "absent"),
+        ("export", "teleport", "-o", "x.e4d"),
+        ("train", "teleport", "-o", "x"),
+    ],
+)
+def test_errors_are_three_lines_and_no_traceback(run, photo, tiny_bundle, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    filled = [{"PHOTO": photo, "TINY": tiny_bundle}.get(word, word) for word in arguments]
+    if arguments[0] == "generate" and "--bundle" not in arguments:
+        filled += ["--bundle", tiny_bundle]
+    code, out, err = run(*filled)
+    assert code == 1
+    assert out == ""
+    assert "Traceback" not in err
+    message = err.strip().splitlines()
+    assert 2 <= len([line for line in message if not line.startswith(" ")]) <= 3
+    assert os.listdir(tmp_path) == ["photo.png"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("paint",),
+        ("generate",),
+        ("generate", "photo.png"),
+        ("generate", "photo.png", "-o", "out.mp4", "--frames", "many"),
+        ("generate", "photo.png", "-o", "out.mp4", "--size", "big", "--bundle", "TINY"),
+        ("generate", "photo.png", "-o", "out.mp4", "--intrinsics", "1,2,3", "--bundle", "TINY"),
+        ("evaluate", "TINY"),
+        ("evaluate", "TINY", "--world", "street", "--data", "x"),
+        ("evaluate", "TINY", "--data", "x", "--size", "64x32"),
+    ],
+)
+def test_wrong_usage_ends_with_two(run, tiny_bundle, arguments):
+    code, _, err = run(*(tiny_bundle if word == "TINY" else word for word in arguments))
+    assert code == 2
+    assert "Traceback" not in err
+
+
+def test_as_a_program(photo, tiny_bundle, tmp_path):
+    """Exit codes and streams are those of a real process, without a terminal."""
+    command = [sys.executable, "-P", "-m", "edge4d.runtime.cli"]
+    output = tmp_path / "out.mp4"
+    result = subprocess.run(
+        [*command, "generate", photo, "--bundle", tiny_bundle, "--frames", "2", "-o", output],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stdout) == (0, f"{output}\n"), result.stderr
+    result = subprocess.run([*command, "info", "absent.e4d"], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "Hint:" in result.stderr

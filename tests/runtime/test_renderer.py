@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from edge4d.runtime.camera import Camera
+from edge4d.runtime.errors import InvalidCameraPath, InvalidRequest
+from edge4d.runtime.motion import Poly
+from edge4d.runtime.renderer import Renderer, fitted, render
+from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.trajectories import CameraPath, trajectory
+
+CAMERA = Camera.from_fov(64, 32, 90.0)  # focal length 32
+
+
+def scene(**changes) -> Scene4D:
+    """Two red balls 4 m ahead, 1 m to either side; the right one moves right by 1 m/s. On blue."""
+    options = {
+        "means": np.array([[-1, 0, 4], [1, 0, 4]], np.float32),
+        "quats": np.tile(np.float32([1, 0, 0, 0]), (2, 1)),
+        "scales": np.full((2, 3), 0.3, np.float32),
+        "opacities": np.ones(2, np.float32),
+        "colors": np.tile(np.float32([1, 0, 0]), (2, 1)),
+        "groups": np.array([0, 1], np.int32),
+        "camera": CAMERA,
+        "motion": (
+            Poly(
+                centres=np.zeros((2, 3), np.float32),
+                linear=np.float32([[[0, 0, 0]], [[1, 0, 0]]]),
+                angular=np.zeros((2, 0, 3), np.float32),
+            ),
+        ),
+        "t1": 1.0,
+        "fps": 10.0,
+        "background": (0.0, 0.0, 1.0),
+    }
+    return Scene4D(**{**options, **changes})
+
+
+def brightest(image: np.ndarray) -> float:
+    """The column of the right ball: the centre of mass of red right of the middle."""
+    red = image[:, 33:, 0].astype(float)
+    return float((red.sum(0) * (np.arange(33, 64) + 0.5)).sum() / red.sum())
+
+
+def test_a_scene_is_drawn_where_the_camera_sees_it():
+    frame = Renderer(scene()).render(CAMERA, 0.0)
+    # x = 1, z = 4, focal length 32: 8 pixels from the middle.
+    assert frame.image.dtype == np.uint8
+    assert brightest(frame.image) == pytest.approx(40.0, abs=0.1)
+    np.testing.assert_array_equal(frame.image[0, 0], (0, 0, 255))
+    assert frame.alpha[16, 40] > 0.9
+    assert frame.depth[16, 40] == pytest.approx(4.0, rel=1e-5)
+    assert frame.alpha[0, 0] == frame.depth[0, 0] == 0
+    assert frame.stats[0] == 2
+
+
+def test_time_moves_what_moves_and_the_camera_all():
+    renderer = Renderer(scene())
+    assert brightest(renderer.render(CAMERA, 0.5).image) == pytest.approx(44.0, abs=0.1)
+    pose = np.eye(4)
+    pose[0, 3] = 0.5  # the camera steps to the right, the world goes to the left
+    assert brightest(renderer.render(CAMERA.with_pose(pose), 0.5).image) == pytest.approx(40.0, abs=0.1)
+
+
+def test_floats_and_bytes_are_the_same_picture():
+    exact = Renderer(scene(), dtype="float32").render(CAMERA, 0.0).image
+    rounded = Renderer(scene()).render(CAMERA, 0.0).image
+    # Half a level of rounding.
+    np.testing.assert_allclose(rounded / 255.0, exact, atol=0.501 / 255)
+
+
+def test_outputs_that_are_not_asked_for_are_not_made():
+    frame = Renderer(scene(), outputs=("depth",)).render(CAMERA, 0.0)
+    assert frame.image.size == frame.alpha.size == 0
+    assert frame.depth.shape == (32, 64)
+    with pytest.raises(InvalidRequest, match="normals"):
+        Renderer(scene(), outputs=("normals",))
+
+
+def test_backgrounds():
+    empty = scene(opacities=np.zeros(2, np.float32))
+    assert (Renderer(empty, background=(0.0, 1.0, 0.0)).render(CAMERA, 0.0).image == (0, 255, 0)).all()
+    for bad in ((0, 0), (0, 0, 2), (0, 0, float("nan"))):
+        with pytest.raises(InvalidRequest, match="colour"):
+            Renderer(scene(), background=bad)
+
+
+def test_frames_belong_to_the_caller():
+    renderer = Renderer(scene())
+    first = renderer.render(CAMERA, 0.0)
+    before = first.image.copy()
+    renderer.render(CAMERA, 1.0)
+    np.testing.assert_array_equal(first.image, before)
+
+
+def test_videos_are_lazy_and_repeatable():
+    video = render(scene(), "drive", frames=3, size=(32, 16))
+    assert (len(video), video.size, video.fps) == (3, (32, 16), 10.0)
+    first, again = list(video), list(video)
+    assert first[0].image.shape == (16, 32, 3)
+    for a, b in zip(first, again):
+        np.testing.assert_array_equal(a.image, b.image)
+
+
+def test_another_size_shows_the_same_middle():
+    # Twice the size: everything is twice as far from the middle.
+    assert fitted(CAMERA, (128, 64)).intrinsics == pytest.approx((64, 64, 64, 32))
+    # Square: the height decides, the sides are cut.
+    assert fitted(CAMERA, (64, 64)).intrinsics == pytest.approx((64, 64, 32, 32))
+    off_centre = Camera.from_intrinsics(64, 32, 32, 32, 40, 16)
+    assert fitted(off_centre, (64, 64)).intrinsics == pytest.approx((64, 64, 48, 32))
+
+
+def test_paths():
+    path = trajectory("orbit", CAMERA, 5, 10.0)
+    assert len(render(scene(), path)) == 5
+    assert len(render(scene(), path, frames=2)) == 2
+    assert len(render(scene(), path, frames=50)) == 5
+    assert render(scene(), path, size=(32, 16)).size == (32, 16)
+    assert isinstance(render(scene(), path).path, CameraPath)
+
+
+def test_poses_from_a_file(tmp_path):
+    line = "1 0 0 {} 0 1 0 0 0 0 1 0\n"
+    (tmp_path / "poses.txt").write_text("".join(line.format(x) for x in (5.0, 5.5, 6.0)))
+    video = render(scene(), tmp_path / "poses.txt", camera_scale=2.0)
+    np.testing.assert_allclose([camera.c2w[0, 3] for camera in video.path.cameras], [0, 1, 2])
+    assert len(render(scene(), str(tmp_path / "poses.txt"), frames=2, camera_format="kitti")) == 2
+
+
+def test_trajectories_have_parameters():
+    fast = render(scene(), "drive", frames=2, speed=10.0)
+    assert fast.path.cameras[1].c2w[2, 3] == pytest.approx(1.0)
+    with pytest.raises(InvalidCameraPath, match="parameters"):
+        render(scene(), trajectory("pan", CAMERA, 2, 10.0), speed=1.0)
+    with pytest.raises(InvalidCameraPath, match="no trajectory or file"):
+        render(scene(), "teleport")
+    with pytest.raises(InvalidRequest):
+        render(scene(), trajectory("pan", CAMERA, 2, 10.0), frames=0)
+
+
+def test_saving(tmp_path):
+    done = []
+    times = render(scene(), "drive", frames=3).save(
+        tmp_path / "out.mp4", depth=tmp_path / "depth", progress=lambda *step: done.append(step)
+    )
+    assert done == [(1, 3), (2, 3), (3, 3)]
+    assert (tmp_path / "out.mp4").stat().st_size > 500
+    assert len(list((tmp_path / "depth").iterdir())) == 3
+    assert min(times) >= 0
+
+
+def test_gaussians_that_are_not_finite_are_counted(recwarn):
+    broken = scene(means=np.array([[np.nan, 0, 4], [1, 0, 4]], np.float32))
+    frame = Renderer(broken).render(CAMERA, 0.0)
+    assert frame.stats[1] == 1
+    assert np.isfinite(frame.depth).all()
