@@ -96,7 +96,7 @@ class _Clip(NamedTuple):
     phases: FloatArray  # [T] from 0 to (but not including) 2 pi
 
 
-class _Motion(NamedTuple):
+class _Course(NamedTuple):
     """Where a trajectory goes."""
 
     positions: FloatArray  # [T, 3] metres
@@ -104,12 +104,12 @@ class _Motion(NamedTuple):
     zooms: FloatArray  # [T] factors of the focal length
 
 
-def _static(clip: _Clip) -> _Motion:
+def _static(clip: _Clip) -> _Course:
     """The input camera does not move; only the scene does."""
     return _still(clip)
 
 
-def _drive(clip: _Clip, *, speed: float = 2.0, turn: float = 0.0) -> _Motion:
+def _drive(clip: _Clip, *, speed: float = 2.0, turn: float = 0.0) -> _Course:
     """Forward along the road at `speed` m/s, turning to the right by `turn` degrees per second (a circle's arc).
 
     2 m/s is a brisk walk: two seconds of it stay within what one photograph shows. Negative values go backwards, left.
@@ -122,7 +122,7 @@ def _drive(clip: _Clip, *, speed: float = 2.0, turn: float = 0.0) -> _Motion:
     return _still(clip)._replace(positions=positions, rotations=_yaws(yaw))
 
 
-def _orbit(clip: _Clip, *, distance: float = 8.0, degrees: float = 6.0, cycles: float = 1.0) -> _Motion:
+def _orbit(clip: _Clip, *, distance: float = 8.0, degrees: float = 6.0, cycles: float = 1.0) -> _Course:
     """Swing `degrees` to either side on a circle about the point `distance` metres ahead, always looking at it."""
     _check_positive("orbit", "distance", distance)
     yaw = math.radians(degrees) * np.sin(cycles * clip.phases)
@@ -131,7 +131,7 @@ def _orbit(clip: _Clip, *, distance: float = 8.0, degrees: float = 6.0, cycles: 
     return _still(clip)._replace(positions=focus - rotations @ focus, rotations=rotations)
 
 
-def _dolly(clip: _Clip, *, travel: float = 1.5, distance: float = 8.0, cycles: float = 1.0) -> _Motion:
+def _dolly(clip: _Clip, *, travel: float = 1.5, distance: float = 8.0, cycles: float = 1.0) -> _Course:
     """The dolly zoom: go `travel` metres ahead and back while zooming so that what is `distance` ahead keeps its size.
 
     Plain forward travel is `drive`. A negative `travel` goes backwards.
@@ -148,12 +148,12 @@ def _dolly(clip: _Clip, *, travel: float = 1.5, distance: float = 8.0, cycles: f
     return _still(clip)._replace(positions=positions, zooms=(distance - z) / distance)
 
 
-def _pan(clip: _Clip, *, degrees: float = 8.0, cycles: float = 1.0) -> _Motion:
+def _pan(clip: _Clip, *, degrees: float = 8.0, cycles: float = 1.0) -> _Course:
     """Turn the head: yaw `degrees` to the right, then to the left, on the spot."""
     return _still(clip)._replace(rotations=_yaws(math.radians(degrees) * np.sin(cycles * clip.phases)))
 
 
-def _spiral(clip: _Clip, *, radius: float = 0.3, distance: float = 8.0, cycles: float = 1.0) -> _Motion:
+def _spiral(clip: _Clip, *, radius: float = 0.3, distance: float = 8.0, cycles: float = 1.0) -> _Course:
     """Circle at `radius` metres about a point above the start, drifting in depth, looking `distance` metres ahead."""
     _check_positive("spiral", "distance", distance)
     phase = cycles * clip.phases
@@ -167,7 +167,7 @@ def _spiral(clip: _Clip, *, radius: float = 0.3, distance: float = 8.0, cycles: 
     return _still(clip)._replace(positions=positions, rotations=_looking_at(positions, np.array([0.0, 0.0, distance])))
 
 
-TRAJECTORIES: Dict[str, Callable[..., _Motion]] = {
+TRAJECTORIES: Dict[str, Callable[..., _Course]] = {
     "static": _static,
     "drive": _drive,
     "orbit": _orbit,
@@ -326,9 +326,9 @@ def _tangents(steps: FloatArray, lengths: FloatArray) -> FloatArray:
     return np.concatenate([slopes[:1], inner, slopes[-1:]])
 
 
-def _path(clip: _Clip, motion: _Motion) -> CameraPath:
+def _path(clip: _Clip, course: _Course) -> CameraPath:
     cameras: List[Camera] = []
-    for position, rotation, zoom in zip(*motion):
+    for position, rotation, zoom in zip(*course):
         pose = np.eye(4)
         pose[:3, :3], pose[:3, 3] = rotation, position
         K = clip.camera.K * np.array([[zoom, zoom, 1.0]])
@@ -343,9 +343,9 @@ def _path(clip: _Clip, motion: _Motion) -> CameraPath:
     return CameraPath(clip.times, tuple(cameras))
 
 
-def _still(clip: _Clip) -> _Motion:
+def _still(clip: _Clip) -> _Course:
     frames = len(clip.times)
-    return _Motion(np.zeros((frames, 3)), np.tile(np.eye(3), (frames, 1, 1)), np.ones(frames))
+    return _Course(np.zeros((frames, 3)), np.tile(np.eye(3), (frames, 1, 1)), np.ones(frames))
 
 
 def _yaws(angles: FloatArray) -> FloatArray:
