@@ -132,7 +132,8 @@ def generate(
         Optional[float], typer.Option(metavar="T", help="How far seeds may differ; 1 with a seed.")
     ] = None,
     save_scene: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Also save the scene, for `edge4d render`.")
+        Optional[Path],
+        typer.Option(metavar="FILE", help="Also save the scene: .safetensors, .ply, or a folder of .ply."),
     ] = None,
     depth_video: DepthVideo = None,
     backend: Backend = "auto",
@@ -158,9 +159,9 @@ def generate(
             size=_size(size),
             background=_colour(background) or (0.0, 0.0, 0.0),
         )
-    if save_scene is not None:
-        scene.save(save_scene)
     video = edge4d.render(scene, camera, frames=frames, fps=fps, camera_format=camera_format, camera_scale=camera_scale)
+    if save_scene is not None:
+        _save_scene(scene, save_scene, video.path.times)
     stages = pipeline.timings.stages + _save(video, output, depth_video)
     _screen.print(_times_table(stages, len(video)))
     fx, fy, cx, cy = scene.camera.intrinsics
@@ -373,6 +374,22 @@ def _read_scene(path: Path) -> Any:
 
         return read_ply(path)
     return edge4d.Scene4D.load(path)
+
+
+def _save_scene(scene: Any, path: Path, times: Any) -> None:
+    """One lossless file, a PLY of the photograph's moment, or a PLY for every frame."""
+    from edge4d.runtime.ply import write_ply, write_ply_sequence
+
+    if path.suffix == ".safetensors":
+        scene.save(path)
+    elif path.suffix == ".ply":
+        write_ply(path, scene.evaluate(0.0))
+    elif not path.suffix:
+        write_ply_sequence(path, scene, times)
+    else:
+        raise InvalidRequest(
+            f"Scenes are not saved as {path.suffix}.", note=f"The file is {path}.", hint="Use .safetensors or .ply."
+        )
 
 
 def _scene_lines(path: Path) -> Iterator[str]:

@@ -92,6 +92,16 @@ def test_scenes_and_ply_are_rendered(run, photo, tiny_bundle, tmp_path):
         assert "Gaussians" in out
 
 
+def test_scenes_for_other_programs(run, photo, tiny_bundle, tmp_path):
+    command = ("generate", photo, "--bundle", tiny_bundle, "--frames", 2, "-o", tmp_path / "out.mp4", "--save-scene")
+    for name in ("scene.ply", "sequence"):
+        code, _, err = run(*command, tmp_path / name)
+        assert code == 0, err
+    assert (tmp_path / "scene.ply").read_bytes()[:4] == b"ply\n"
+    assert len(list((tmp_path / "sequence").glob("*.ply"))) == 2
+    assert run(*command, tmp_path / "scene.obj")[0] == 1
+
+
 def test_info_on_a_bundle(run, tiny_bundle):
     code, out, _ = run("info", tiny_bundle)
     assert code == 0
