@@ -212,7 +212,7 @@ def color_from_sh(coefficients: Array, directions: Array, degree: int) -> Array:
 
 
 def sh_basis(directions: Array, degree: int) -> Array:
-    """Real spherical harmonics [N, (degree + 1)**2] of unit vectors [N, 3]: order and signs of 3D Gaussian splatting."""
+    """Spherical harmonics [N, (degree + 1)**2] of unit vectors [N, 3]: order and signs of 3D Gaussian splatting."""
 
     def root(numerator: int, denominator: int) -> float:
         return math.sqrt(numerator / (denominator * math.pi))

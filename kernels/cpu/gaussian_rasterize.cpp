@@ -10,6 +10,7 @@
 // GROUP_ENTRIES entries at once (or one tile's): beyond, the tiles are done group by group.
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -36,10 +37,10 @@ int clamped(float value, int low, int high) {  // into [low, high], NaN-free inp
   return value > float(low) ? (value < float(high) ? int(value) : high) : low;
 }
 
-// Calls visit(tile) for every tile of which a pixel centre's row and column band meet the splat's ellipse alpha = 1/255.
+// Calls visit(first, last), inclusive, for every run of tiles side by side that meet the splat's ellipse alpha = 1/255.
 // Per row of tiles the ellipse reaches farthest right at its rightmost point, or at the row's edge nearest to that.
 template <class Visit>
-void for_each_tile(const Splat& splat, const Tiles& tiles, const Visit& visit) {
+void for_each_run(const Splat& splat, const Tiles& tiles, const Visit& visit) {
   constexpr float SLACK = 0.01f;  // pixels, for rounding
   const float mean_x = splat.cell_x + splat.offset_x - 0.5f, mean_y = splat.cell_y + splat.offset_y - 0.5f;
   const float reach_x = splat.extent_x + SLACK, reach_y = splat.extent_y + SLACK;
@@ -63,7 +64,8 @@ void for_each_tile(const Splat& splat, const Tiles& tiles, const Visit& visit) {
       first = std::max(first, clamped(first_tile(edge(-splat.tilt_y, -1)), 0, tiles.columns));
       last = std::min(last, clamped(last_tile(edge(splat.tilt_y, 1)), -1, tiles.columns - 1));
     }
-    for (int column = first; column <= last; ++column) visit(size_t(row) * size_t(tiles.columns) + size_t(column));
+    const size_t start = size_t(row) * size_t(tiles.columns);
+    if (first <= last) visit(start + size_t(first), start + size_t(last));
   }
 }
 
@@ -142,11 +144,29 @@ void write_tile(const edge4d_gaussian_rasterize& call, size_t image, int x, int 
       if (call.outputs & EDGE4D_DEPTH) put(call.depth, out, planes.depth[pixel] / std::max(alpha, 1e-10f), plane_dtype);
       if (!(call.outputs & EDGE4D_IMAGE)) continue;
       for (size_t c = 0; c < channels; ++c) {
-        const float value = planes.color[c * TILE_PIXELS + size_t(pixel)] + left * call.background[c];
+        const float value = planes.color[c * PLANE + size_t(pixel)] + left * call.background[c];
         put(call.image, out * channels + c, value, call.out_dtype);
       }
     }
   }
+}
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+template <class T>
+using Array = std::unique_ptr<T[], Free>;  // uninitialised, and aligned to cache lines: vectors and splats never straddle two
+
+template <class T>
+Array<T> make_array(size_t count) {
+  constexpr size_t LINE = 64;
+  if (count > (SIZE_MAX - LINE) / sizeof(T)) throw std::bad_alloc();
+  const size_t bytes = std::max<size_t>(LINE, (count * sizeof(T) + LINE - 1) / LINE * LINE);
+  void* memory = std::aligned_alloc(LINE, bytes);
+  if (!memory) throw std::bad_alloc();
+  return Array<T>(static_cast<T*>(memory));
 }
 
 // ---- one image ------------------------------------------------------------------------------------------------------
@@ -154,26 +174,27 @@ void write_tile(const edge4d_gaussian_rasterize& call, size_t image, int x, int 
 // Memory of a call, used again for each of its images. Arrays are left uninitialised until they are written.
 struct Memory {
   size_t chunks, chunk_size, stride;
-  std::unique_ptr<float[]> splats;           // [N][stride]; a chunk's begin at chunk * chunk_size
+  Array<float> splats;                      // [N][stride]; a chunk's begin at chunk * chunk_size
   std::vector<size_t> visible;               // [chunks]
   std::vector<int64_t> nonfinite;            // [chunks]
-  std::vector<uint32_t> counts;              // [chunks][tiles], later the places of entries
+  std::vector<uint32_t> counts;              // [chunks][tiles + 1], later the places of entries
   std::vector<size_t> tile_begin;            // [tiles + 1]
-  std::vector<std::unique_ptr<float[]>> planes;  // [threads][(2 + C) TILE_PIXELS]
+  std::vector<Array<float>> planes;          // [threads][2 + C][PLANE]
 
   Memory(const edge4d_gaussian_rasterize& call, const Tiles& tiles, int threads) {
     const size_t gaussians = size_t(call.gaussians);
     chunks = size_t(thread_count(threads, std::max<size_t>(1, gaussians / CHUNK_MIN)));
     chunk_size = (gaussians + chunks - 1) / chunks;
     stride = splat_stride(call.channels);
-    splats.reset(new float[std::max<size_t>(1, gaussians * stride)]);
+    splats = make_array<float>(gaussians * stride);
     visible.resize(chunks);
     nonfinite.resize(chunks);
-    counts.resize(chunks * tiles.count());
+    counts.resize(chunks * (tiles.count() + 1));
     tile_begin.resize(tiles.count() + 1);
-    for (int i = 0; i < threads; ++i) planes.emplace_back(new float[size_t(2 + call.channels) * TILE_PIXELS]);
+    for (int i = 0; i < threads; ++i) planes.push_back(make_array<float>(size_t(2 + call.channels) * PLANE));
   }
 
+  uint32_t* chunk_counts(size_t chunk) { return counts.data() + chunk * tile_begin.size(); }
   const float* chunk_splats(size_t chunk) const { return splats.get() + chunk * chunk_size * stride; }
 };
 
@@ -185,15 +206,17 @@ void project(const View& view, const Tiles& tiles, Memory& memory, int threads) 
     const size_t first = std::min(gaussians, chunk * memory.chunk_size);
     const size_t last = std::min(gaussians, first + memory.chunk_size);
     float* splats = memory.splats.get() + first * memory.stride;
-    uint32_t* counts = memory.counts.data() + chunk * tiles.count();
+    uint32_t* counts = memory.chunk_counts(chunk);
     size_t visible = 0;
     memory.nonfinite[chunk] = 0;
     for (size_t i = first; i < last; i += STEP) {
       const size_t before = visible;
       visible += loops().project(view, i, std::min(last, i + STEP), splats + before * memory.stride, memory.nonfinite[chunk]);
       for (size_t s = before; s < visible; ++s)
-        for_each_tile(splat_at(splats, s, memory.stride), tiles, [&](size_t tile) { ++counts[tile]; });
+        for_each_run(splat_at(splats, s, memory.stride), tiles, [&](size_t from, size_t to) { ++counts[from], --counts[to + 1]; });
     }
+    // So far the counts' differences, wrapping around below 0: a screen-wide run costs no more than a short one.
+    for (size_t tile = 1; tile <= tiles.count(); ++tile) counts[tile] += counts[tile - 1];
     memory.visible[chunk] = visible;
   });
 }
@@ -203,7 +226,7 @@ size_t count_pairs(const Tiles& tiles, Memory& memory) {
   size_t pairs = 0;
   for (size_t tile = 0; tile < tiles.count(); ++tile) {
     memory.tile_begin[tile] = pairs;
-    for (size_t chunk = 0; chunk < memory.chunks; ++chunk) pairs += memory.counts[chunk * tiles.count() + tile];
+    for (size_t chunk = 0; chunk < memory.chunks; ++chunk) pairs += memory.chunk_counts(chunk)[tile];
   }
   return memory.tile_begin[tiles.count()] = pairs;
 }
@@ -213,7 +236,7 @@ void bin(const Tiles& tiles, size_t first, size_t last, Memory& memory, uint64_t
   for (size_t tile = first; tile < last; ++tile) {
     size_t place = memory.tile_begin[tile] - memory.tile_begin[first];
     for (size_t chunk = 0; chunk < memory.chunks; ++chunk) {
-      uint32_t& count = memory.counts[chunk * tiles.count() + tile];
+      uint32_t& count = memory.chunk_counts(chunk)[tile];
       const uint32_t here = count;
       count = uint32_t(place);
       place += here;
@@ -221,12 +244,12 @@ void bin(const Tiles& tiles, size_t first, size_t last, Memory& memory, uint64_t
   }
   parallel_for(thread_count(threads, memory.chunks), memory.chunks, [&](size_t chunk, int) {
     const float* splats = memory.chunk_splats(chunk);
-    uint32_t* places = memory.counts.data() + chunk * tiles.count();
+    uint32_t* places = memory.chunk_counts(chunk);
     for (size_t s = 0; s < memory.visible[chunk]; ++s) {
       const Splat& splat = splat_at(splats, s, memory.stride);
       const uint64_t entry = uint64_t(bits_from_float(splat.depth)) << 32 | (chunk * memory.chunk_size + s);
-      for_each_tile(splat, tiles, [&](size_t tile) {
-        if (tile >= first && tile < last) entries[places[tile]++] = entry;
+      for_each_run(splat, tiles, [&](size_t from, size_t to) {
+        for (size_t tile = std::max(from, first); tile <= to && tile < last; ++tile) entries[places[tile]++] = entry;
       });
     }
   });
@@ -241,7 +264,7 @@ void blend(const edge4d_gaussian_rasterize& call, size_t image, const Tiles& til
       ++last;
     }
     const size_t count = memory.tile_begin[last] - memory.tile_begin[first];
-    const std::unique_ptr<uint64_t[]> entries(new uint64_t[count + size_t(threads) * longest + 1]);
+    const Array<uint64_t> entries = make_array<uint64_t>(count + size_t(threads) * longest);
     bin(tiles, first, last, memory, entries.get(), threads);
     parallel_for(threads, last - first, [&](size_t item, int worker) {
       const size_t tile = first + item;
@@ -249,7 +272,7 @@ void blend(const edge4d_gaussian_rasterize& call, size_t image, const Tiles& til
       const size_t length = memory.tile_begin[tile + 1] - memory.tile_begin[tile];
       sort_entries(order, entries.get() + count + size_t(worker) * longest, length);
       float* planes_memory = memory.planes[size_t(worker)].get();
-      const Planes planes = {planes_memory, planes_memory + TILE_PIXELS, planes_memory + 2 * TILE_PIXELS};
+      const Planes planes = {planes_memory, planes_memory + PLANE, planes_memory + 2 * PLANE};
       const int x = int(tile % size_t(tiles.columns)) * TILE, y = int(tile / size_t(tiles.columns)) * TILE;
       loops().blend(memory.splats.get(), order, length, float(x), float(y), std::min(TILE, call.width - x),
                     std::min(TILE, call.height - y), call.channels, call.alpha_max, planes);

@@ -12,6 +12,7 @@ namespace edge4d {
 constexpr float LOG2_255 = 7.99435344f;  // alpha < 1/255 is log2(alpha) < -LOG2_255
 constexpr int TILE = 16;                 // pixels along each side; a multiple of every vector's lanes
 constexpr int TILE_PIXELS = TILE * TILE;
+constexpr int PLANE = TILE_PIXELS + 16;  // floats from one plane to the next: not a power of two, whose addresses collide
 
 // A Gaussian on the image, followed in memory by its C colours. At pixel centre (x, y), with d = (x, y) - mean,
 //   log2(alpha) = log_opacity - (steep_y d.y)^2 - (steep_x (d.x - slope d.y))^2,
@@ -45,7 +46,7 @@ struct View {
 struct Planes {
   float* transmittance;  // [TILE_PIXELS]
   float* depth;          // [TILE_PIXELS] sum of weight * z
-  float* color;          // [C][TILE_PIXELS] sums of weight * colour
+  float* color;          // [C][PLANE] sums of weight * colour
 };
 
 struct Loops {

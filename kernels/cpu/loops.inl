@@ -236,6 +236,9 @@ void blend_channels(const float* splats, const uint64_t* order, size_t count, fl
                     int channels, float alpha_max, const Planes& planes) {
   if (CHANNELS) channels = CHANNELS;
   const size_t stride = splat_stride(channels);
+  float* const transmittances = planes.transmittance;
+  float* const depths = planes.depth;
+  float* const colors = planes.color;
   int alive[TILE];  // pixels of each row that are not done
   int alive_rows = height;
   for (int row = 0; row < height; ++row) alive[row] = width;
@@ -265,19 +268,18 @@ void blend_channels(const float* splats, const uint64_t* order, size_t count, fl
         const int at = row * TILE + pixel;
         const vfloat u = (load<vfloat>(ramp_values + pixel) - centre_x) * splat.steep_x;
         const vfloat log_alpha = fma(-u, u, peak);
-        const vfloat before = load<vfloat>(planes.transmittance + at);
+        const vfloat before = load<vfloat>(transmittances + at);
         const vint touched = (log_alpha >= -LOG2_255) & (before > 0);
-        if (!any(touched)) continue;
         vfloat alpha = exp2(log_alpha);
         alpha = alpha < alpha_max ? alpha : broadcast(alpha_max);
         const vfloat after = fma(-before, alpha, before);
         const vint enough = after > TRANSMITTANCE_MIN;
         const vint done = touched & ~enough, blended = touched & enough;
         const vfloat weight = blended ? before * alpha : vfloat{};
-        store(planes.transmittance + at, blended ? after : done ? -before : before);
-        store(planes.depth + at, fma(weight, broadcast(splat.depth), load<vfloat>(planes.depth + at)));
+        store(transmittances + at, blended ? after : done ? -before : before);
+        store(depths + at, fma(weight, broadcast(splat.depth), load<vfloat>(depths + at)));
         for (int c = 0; c < channels; ++c) {
-          float* plane = planes.color + c * TILE_PIXELS + at;
+          float* plane = colors + c * PLANE + at;
           store(plane, fma(weight, broadcast(color[c]), load<vfloat>(plane)));
         }
         if (any(done)) {
@@ -294,7 +296,7 @@ void blend(const float* splats, const uint64_t* order, size_t count, float x, fl
   // A tile at the image's edge: what lies outside is done from the start.
   for (int i = 0; i < TILE_PIXELS; ++i) planes.transmittance[i] = i % TILE < width ? 1.f : -1.f;
   for (int i = 0; i < TILE_PIXELS; ++i) planes.depth[i] = 0;
-  for (int i = 0; i < TILE_PIXELS * channels; ++i) planes.color[i] = 0;
+  for (int i = 0; i < PLANE * channels; ++i) planes.color[i] = 0;
   const auto run = channels == 3 ? blend_channels<3> : blend_channels<0>;
   run(splats, order, count, x, y, width, height, channels, alpha_max, planes);
 }

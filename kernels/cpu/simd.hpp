@@ -43,7 +43,7 @@ inline void store(Scalar* to, Vector from) {
   memcpy(to, &from, sizeof from);
 }
 
-inline vfloat broadcast(float value) { return vfloat{} + value; }
+inline vfloat broadcast(float value) { return value - vfloat{}; }  // x - 0 is x, which compilers know; x + 0 is not: -0
 
 inline vfloat fma(vfloat a, vfloat b, vfloat c) {  // a b + c, rounded once where the machine can
 #if defined(__AVX512F__)
