@@ -80,9 +80,13 @@ class Renderer:
             InvalidRequest: t is not finite.
             LibraryNotFound: the native kernels are missing.
         """
-        gaussians = self.scene.evaluate(t)
+        means, quats, scales, opacities, colors = self.scene.evaluate(t)
         result = cpu.gaussian_rasterize(
-            *(array[None] for array in gaussians),
+            means[None],
+            quats[None],
+            scales[None],
+            opacities[None],
+            colors[None],
             camera.viewmat[None, None].astype(np.float32),
             camera.K[None, None].astype(np.float32),
             self._background,
