@@ -44,9 +44,8 @@ def _torch_schema(operator: Operator) -> str:
 @cache
 def _kernels() -> ModuleType:
     """The native operators, or where the library is missing their slow twins."""
-    from edge4d.kernels._library import load
-
     from edge4d.kernels import cpu
+    from edge4d.kernels._library import load
 
     try:
         load()

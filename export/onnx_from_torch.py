@@ -50,8 +50,8 @@ class ExportStage:
         axes: the dynamic axes; each must be a dimension of its own in some input.
         example: inputs at one size per axis, such as {"H": 64, "W": 96}; the export is checked on what it returns.
         fp32_scopes: module paths inside `module`, such as "gaussian_head" or "decoder.blocks.0", whose arithmetic
-            stays in float32 in the fp16 variant (a path includes everything below it). Arithmetic that must stay in
-            float32, such as depths and positions, belongs in a module of its own.
+            stays in float32 in the fp16 variant (a path includes everything below it, "" is all). Arithmetic that
+            must stay in float32, such as depths and positions, belongs in a module of its own.
     """
 
     name: str

@@ -278,7 +278,7 @@ def _folder(path_or_name: Union[str, Path]) -> Path:
     text = str(path_or_name)
     is_path = isinstance(path_or_name, Path) or text.endswith(SUFFIX) or not _NAME.fullmatch(text)
     folder = Path(text) if is_path else _shipped_folder() / f"{text}{SUFFIX}"
-    if "\0" in text or not folder.is_dir():
+    if not _is_folder(folder):
         names = ", ".join(shipped_bundles()) or "none"
         raise InvalidBundle(
             f"There is no bundle '{text}'.",
@@ -286,6 +286,13 @@ def _folder(path_or_name: Union[str, Path]) -> Path:
             hint="Give a shipped bundle's name, or the path of a folder (./NAME for one in this folder).",
         )
     return folder.resolve()
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):  # a name too long for the file system, or with a NUL
+        return False
 
 
 def _rebuild(folder: Path) -> str:

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 from edge4d.kernels.ops import OPERATORS
 from edge4d.runtime.bundle import Bundle, OperatorStep, SessionStep, Stage, Step
 from edge4d.runtime.engine import StageEngine
-from edge4d.runtime.errors import BackendUnavailable, Edge4DError, EngineFailed, InvalidBundle, InvalidRequest
+from edge4d.runtime.errors import (
+    BackendUnavailable,
+    Edge4DError,
+    EngineFailed,
+    InvalidBundle,
+    InvalidRequest,
+    LibraryNotFound,
+)
 
 Arrays = dict[str, NDArray[Any]]
 _Call = Callable[[Arrays], Arrays]
@@ -120,7 +127,7 @@ def _names_after_last_use(steps: tuple[Step, ...], keep: set[str]) -> list[set[s
 def _call(stage: Stage, step: Step, options: Any) -> _Call:
     if isinstance(step, SessionStep):
         return _session_call(stage, step, options)
-    return _operator_call(stage, step)
+    return _operator_call(stage, step, options.intra_op_num_threads)
 
 
 # ---- sessions -------------------------------------------------------------------------------------------------------
@@ -180,15 +187,17 @@ def _first_line(error: Exception) -> str:
 # ---- operators ------------------------------------------------------------------------------------------------------
 
 
-def _operator_call(stage: Stage, step: OperatorStep) -> _Call:
+def _operator_call(stage: Stage, step: OperatorStep, threads: int) -> _Call:
     function = getattr(import_module("edge4d.kernels.cpu"), OPERATORS[step.operator].function)
 
     def call(values: Arrays) -> Arrays:
         try:
-            results = function(*(values[name] for name in step.inputs), **step.attributes)
-        except Edge4DError as error:
+            results = function(*(values[name] for name in step.inputs), **step.attributes, threads=threads)
+        except LibraryNotFound:
+            raise
+        except (Edge4DError, MemoryError) as error:
             raise EngineFailed(
-                f"{step.operator} stopped in stage '{stage.name}'.", note=f"{error.what} {error.note}", hint=error.hint
+                f"{step.operator} stopped in stage '{stage.name}'.", note=" ".join(str(error).splitlines())
             ) from error
         return dict(zip(step.outputs, results if isinstance(results, tuple) else (results,)))
 
