@@ -287,7 +287,7 @@ def _sigma(mean: Array, covariance: Array, first: NDArray[np.int_], last: NDArra
 
 def _finite(*arrays: Array) -> NDArray[np.bool_]:
     """Whether everything of a Gaussian is finite, and its quaternion (the second array) has a direction."""
-    finite = np.all([np.isfinite(array.reshape(len(array), -1)).all(-1) for array in arrays], axis=0)
+    finite = np.all([np.isfinite(array).all(axis=tuple(range(1, array.ndim))) for array in arrays], axis=0)
     return np.asarray(finite & (arrays[1] != 0).any(-1))
 
 
