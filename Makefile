@@ -20,12 +20,14 @@ build:
 	cmake --build build/dev --parallel
 
 demo: .venv-demo
-	$(DEMO)/pip install --quiet .
+	@echo "Installing into .venv-demo"
+	@$(DEMO)/pip install --quiet .
 	$(DEMO)/edge4d generate $(PHOTO) --camera drive -o $(VIDEO)
 	@echo "The video is $(abspath $(VIDEO))"
 
 test: .venv-test
-	$(TEST)/pip install --quiet -c constraints.txt '.[export,test]'
+	@echo "Installing into .venv-test"
+	@$(TEST)/pip install --quiet -c constraints.txt '.[export,test]'
 	$(TEST)/ruff check
 	$(TEST)/ruff format --check
 	$(TEST)/mypy

@@ -4,8 +4,7 @@ Errors of edge4d are printed as they are, three lines without a traceback, and e
 with 2. Results go to standard output, progress and tables to standard error.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: on Python 3.9 typer cannot see through annotations that are strings.
 import importlib
 import json
 import sys
