@@ -29,7 +29,7 @@ def psnr(image: NDArray[Any], target: NDArray[Any], mask: Optional[NDArray[np.bo
     if mask is not None:
         squared = squared[mask]
     if squared.size == 0:
-        raise InvalidTensor("PSNR of no pixels", note="the mask has no pixel that counts")
+        raise InvalidTensor("PSNR of no pixels.", note="The mask has no pixel that counts.")
     error = float(squared.mean())
     return PSNR_OF_EQUALS if error == 0.0 else min(PSNR_OF_EQUALS, -10.0 * float(np.log10(error)))
 
@@ -49,8 +49,8 @@ def ssim(image: NDArray[Any], target: NDArray[Any]) -> float:
     _check_same_shape(image, target)
     if min(image.shape[:2]) < SSIM_WINDOW:
         raise InvalidTensor(
-            "SSIM needs a larger picture",
-            note=f"{image.shape[1]}x{image.shape[0]}, the window is {SSIM_WINDOW}x{SSIM_WINDOW}",
+            "SSIM needs a larger picture.",
+            note=f"{image.shape[1]}x{image.shape[0]}, the window is {SSIM_WINDOW}x{SSIM_WINDOW}.",
         )
     x, y = image.astype(np.float64), target.astype(np.float64)
     mean_x, mean_y = _blur(x), _blur(y)
@@ -78,7 +78,7 @@ def depth_abs_rel(depth: NDArray[Any], target: NDArray[Any], mask: Optional[NDAr
     if mask is not None:
         depth, target = depth[mask], target[mask]
     if target.size == 0:
-        raise InvalidTensor("Depth error of no pixels", note="the mask has no pixel that counts")
+        raise InvalidTensor("Depth error of no pixels.", note="The mask has no pixel that counts.")
     true = target.astype(np.float64)
     return float((np.abs(depth - true) / true).mean())
 
@@ -96,4 +96,4 @@ def _blur(image: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _check_same_shape(a: NDArray[Any], b: NDArray[Any]) -> None:
     if a.shape != b.shape:
-        raise InvalidTensor("Pictures of different shapes cannot be compared", note=f"{a.shape} and {b.shape}")
+        raise InvalidTensor("Pictures of different shapes cannot be compared.", note=f"{a.shape} and {b.shape}.")

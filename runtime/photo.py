@@ -132,7 +132,7 @@ def _open(photo: Union[PathLike, NDArray[Any]]) -> Picture:
         return _picture_from_array(photo)
     path = Path(photo)
     if not path.is_file():
-        raise InvalidPicture(f"There is no picture at {path}", hint="Check the path.")
+        raise InvalidPicture(f"There is no picture at {path}.", hint="Check the path.")
     with _pillow_errors(str(path)):
         picture: Picture = _pillow().open(path, formats=FORMATS)
     try:
@@ -147,8 +147,8 @@ def _check_size(size: tuple[int, int]) -> None:
     width, height = size
     if width * height > MAX_PIXELS:
         raise InvalidPicture(
-            "The picture is too large",
-            note=f"{width}x{height} = {width * height / 1e6:.0f} megapixels, at most {MAX_PIXELS / 1e6:.0f}",
+            "The picture is too large.",
+            note=f"{width}x{height} = {width * height / 1e6:.0f} megapixels, at most {MAX_PIXELS / 1e6:.0f}.",
             hint="Make it smaller first; the network sees far fewer pixels anyway.",
         )
 
@@ -157,8 +157,8 @@ def _picture_from_array(array: NDArray[Any]) -> Picture:
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
         raise InvalidPicture(
-            "An array is a photograph when it is [H,W], [H,W,3] or [H,W,4] of uint8",
-            note=f"shape {array.shape}, dtype {array.dtype}",
+            "An array is a photograph when it is [H,W], [H,W,3] or [H,W,4] of uint8.",
+            note=f"Shape {array.shape}, dtype {array.dtype}.",
             hint="For values in 0..1: (255 * array).round().astype('uint8').",
         )
     _check_size((array.shape[1], array.shape[0]))
@@ -223,8 +223,8 @@ def _grey16(picture: Picture) -> Picture:
     low, high = grey.getextrema()
     if picture.mode == "F" or not 0 <= low <= high <= 65535:  # type: ignore[operator]
         raise InvalidPicture(
-            "The picture's values are neither 8 nor 16 bits",
-            note=f"mode {picture.mode}, values {low} to {high}",
+            "The picture's values are neither 8 nor 16 bits.",
+            note=f"Mode {picture.mode}, values {low} to {high}.",
             hint="Save it as an 8-bit PNG.",
         )
     return grey
@@ -260,8 +260,8 @@ class _pillow_errors:  # noqa: N801
         if isinstance(cause, InvalidPicture) or cause is None or not isinstance(cause, Exception):
             return
         raise InvalidPicture(
-            f"Cannot read {self._name} as a picture",
-            note=f"{type(cause).__name__}: {cause}",
+            f"Cannot read {self._name} as a picture.",
+            note=f"{type(cause).__name__}: {cause}.",
             hint=f"It may be damaged. Readable are {', '.join(FORMATS)}.",
         ) from cause
 
@@ -270,7 +270,9 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError as cause:
-        raise BackendUnavailable("Reading pictures needs Pillow", note=str(cause), hint="pip install pillow") from cause
+        raise BackendUnavailable(
+            "Reading pictures needs Pillow.", note=str(cause), hint="pip install pillow"
+        ) from cause
     return Image
 
 
@@ -282,12 +284,12 @@ def _intrinsics(
 ) -> tuple[Intrinsics, str]:
     """fx, fy, cx, cy in pixels of the whole upright photograph, and where they come from in words."""
     if intrinsics is not None and fov is not None:
-        raise InvalidRequest("Intrinsics and a field of view say the same thing twice", hint="Give one of the two.")
+        raise InvalidRequest("Intrinsics and a field of view say the same thing twice.", hint="Give one of the two.")
     if intrinsics is not None:
         return _given_intrinsics(intrinsics), "given intrinsics"
     if fov is not None:
         if not 1.0 <= fov <= 170.0:
-            raise InvalidRequest("No pinhole camera has this field of view", note=f"{fov}°, from 1° to 170°")
+            raise InvalidRequest("No pinhole camera has this field of view.", note=f"{fov}°, from 1° to 170°.")
         return _centred(_focal(fov, size[0]), size), f"given field of view, {fov:g}°"
     focal = _focal_from_exif(picture, size)
     if focal is not None:
@@ -299,8 +301,8 @@ def _given_intrinsics(intrinsics: Sequence[float]) -> Intrinsics:
     values = np.asarray(intrinsics, np.float64)
     if values.shape != (4,) or not np.isfinite(values).all() or values[0] <= 0 or values[1] <= 0:
         raise InvalidRequest(
-            "Intrinsics are fx,fy,cx,cy in pixels of the photograph",
-            note=f"got {list(np.ravel(values))}",
+            "Intrinsics are fx,fy,cx,cy in pixels of the photograph.",
+            note=f"Got {list(np.ravel(values))}.",
             hint="For example 721.5,721.5,609.6,172.9.",
         )
     fx, fy, cx, cy = values.tolist()
@@ -376,20 +378,20 @@ def _read_depth(
     from_picture = isinstance(depth, (str, os.PathLike)) and not str(depth).endswith(".npy")
     if scale is None and from_picture:
         raise InvalidRequest(
-            "A depth picture needs a scale",
-            note=f"{name} holds whole numbers",
+            "A depth picture needs a scale.",
+            note=f"{name} holds whole numbers.",
             hint="Say how many metres one unit is: --depth-scale 0.001 for millimetres.",
         )
     if scale is not None and not (math.isfinite(scale) and scale > 0):
-        raise InvalidRequest("The depth scale is not a positive number", note=f"got {scale} metres per unit")
+        raise InvalidRequest("The depth scale is not a positive number.", note=f"Got {scale} metres per unit.")
     nearest = _nearest(values, name, photo_size, crop, size).astype(np.float32) * np.float32(
         1.0 if scale is None else scale
     )
     bad = int(np.count_nonzero(np.isnan(nearest) | (nearest <= 0)))
     if bad:
         raise InvalidPicture(
-            f"{name} has pixels without a depth",
-            note=f"{bad} of {nearest.size} are NaN, zero or negative",
+            f"{name} has pixels without a depth.",
+            note=f"{bad} of {nearest.size} are NaN, zero or negative.",
             hint="Fill the holes, or leave the depth out and have it predicted.",
         )
     clipped: NDArray[np.float32] = np.minimum(nearest, np.float32(FAR))
@@ -401,12 +403,12 @@ def _read_instances(
 ) -> NDArray[np.int32]:
     values, name = _read_map(instances, "instances")
     if values.dtype.kind not in "iu":
-        raise InvalidPicture(f"{name} holds no ids", note=f"its type is {values.dtype}, expected whole numbers")
+        raise InvalidPicture(f"{name} holds no ids.", note=f"Its type is {values.dtype}, expected whole numbers.")
     nearest = _nearest(values, name, photo_size, crop, size)
     if nearest.min() < 0 or int(nearest.max()) > np.iinfo(np.int32).max:
         raise InvalidPicture(
-            f"{name} has ids out of range",
-            note=f"they go from {nearest.min()} to {nearest.max()}, expected 0 to 2147483647",
+            f"{name} has ids out of range.",
+            note=f"They go from {nearest.min()} to {nearest.max()}, expected 0 to 2147483647.",
         )
     return nearest.astype(np.int32)
 
@@ -420,7 +422,7 @@ def _read_map(source: Union[PathLike, NDArray[Any]], word: str) -> tuple[NDArray
         values = read_npy(source, InvalidPicture) if name.endswith(".npy") else _read_map_picture(source)
     if values.ndim != 2 or values.size == 0 or values.dtype.kind not in "iuf":
         raise InvalidPicture(
-            f"{name} is not a map", note=f"shape {values.shape}, dtype {values.dtype}, expected numbers [H,W]"
+            f"{name} is not a map.", note=f"Shape {values.shape}, dtype {values.dtype}, expected numbers [H,W]."
         )
     return values, name
 
@@ -429,8 +431,8 @@ def _read_map_picture(path: PathLike) -> NDArray[Any]:
     with _open(path) as picture, _pillow_errors(str(path)):
         if picture.mode not in ("L", "P", "I", "I;16", "I;16B", "I;16L"):
             raise InvalidPicture(
-                f"{path} is not a map",
-                note=f"its mode is {picture.mode}, expected one channel of whole numbers",
+                f"{path} is not a map.",
+                note=f"Its mode is {picture.mode}, expected one channel of whole numbers.",
                 hint="Save it as a 16-bit grey PNG.",
             )
         return np.array(picture)
@@ -444,8 +446,8 @@ def _nearest(
     # One pixel of rounding is allowed to a map of another resolution.
     if abs(width * photo_size[1] - height * photo_size[0]) > max(photo_size):
         raise InvalidPicture(
-            f"{name} and the photograph have different shapes",
-            note=f"{width}x{height} and {photo_size[0]}x{photo_size[1]}",
+            f"{name} and the photograph have different shapes.",
+            note=f"{width}x{height} and {photo_size[0]}x{photo_size[1]}.",
             hint="Both must show the same view, upright; resolutions may differ, the aspect may not.",
         )
     left, top, right, bottom = crop.pixels(width, height)

@@ -186,7 +186,7 @@ def encoder() -> Any:
     except ValueError as cause:
         raise BackendUnavailable(
             "This PyAV has no H.264 encoder.",
-            note=f"av {av.__version__}: {cause}",
+            note=f"PyAV {av.__version__}: {cause}.",
             hint="Install its official wheel (pip install --force-reinstall av), or write a folder of PNG frames.",
         ) from cause
     return av

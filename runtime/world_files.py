@@ -85,7 +85,7 @@ class World:
         node = _description(folder)
         if node.get("format") != FORMAT:
             raise InvalidWorld(
-                f"{folder} has an unknown format.", note=f"format {node.get('format')!r}, expected {FORMAT}"
+                f"{folder} has an unknown format.", note=f"Format {node.get('format')!r}, expected {FORMAT}."
             )
         return cls(
             folder=folder,
@@ -106,7 +106,7 @@ class World:
         poses = _expect(read_npy(folder / "cameras.npy", InvalidWorld), "cameras.npy", (self.frames, 4, 4))
         times = _expect(read_npy(folder / "times.npy", InvalidWorld), "times.npy", (self.frames,)).astype(np.float64)
         if not np.isfinite(times).all() or times[0] != 0 or (np.diff(times) <= 0).any():
-            raise InvalidWorld(f"The times of {folder} do not rise from 0.", note=f"they begin {times[:3].tolist()}")
+            raise InvalidWorld(f"The times of {folder} do not rise from 0.", note=f"They begin {times[:3].tolist()}.")
         camera = Camera.from_intrinsics(width, height, *self.intrinsics)
         return WorldSequence(
             folder=folder,
@@ -128,19 +128,19 @@ def _description(folder: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(MAX_DESCRIPTION + 1)
         if len(content) > MAX_DESCRIPTION:
-            raise InvalidWorld(f"{path} is too large.", note=f"more than {MAX_DESCRIPTION} bytes", hint=hint)
+            raise InvalidWorld(f"{path} is too large.", note=f"More than {MAX_DESCRIPTION} bytes.", hint=hint)
         node = json.loads(content)
     except (OSError, ValueError, RecursionError) as cause:
-        raise InvalidWorld(f"{folder} is not a folder of worlds.", note=f"{path.name}: {cause}", hint=hint) from cause
+        raise InvalidWorld(f"{folder} is not a folder of worlds.", note=f"{path.name}: {cause}.", hint=hint) from cause
     if not isinstance(node, dict):
-        raise InvalidWorld(f"{path} does not describe a world.", note=f"it holds a {type(node).__name__}", hint=hint)
+        raise InvalidWorld(f"{path} does not describe a world.", note=f"It holds a {type(node).__name__}.", hint=hint)
     return node
 
 
 def _get(node: dict[str, Any], key: str, kind: type[Any]) -> Any:
     value = node.get(key)
     if type(value) is not kind:
-        raise InvalidWorld(f"world.json needs '{key}'.", note=f"it is {str(value)[:80]!r}, expected a {kind.__name__}")
+        raise InvalidWorld(f"world.json needs '{key}'.", note=f"It is {str(value)[:80]!r}, expected a {kind.__name__}.")
     return value
 
 
@@ -148,7 +148,7 @@ def _number(node: dict[str, Any], key: str, low: float, high: float) -> float:
     value: Any = node.get(key)
     if type(value) not in (int, float) or not low <= value <= high:
         raise InvalidWorld(
-            f"world.json needs '{key}'.", note=f"it is {str(value)[:80]!r}, expected {low:g} to {high:g}"
+            f"world.json needs '{key}'.", note=f"It is {str(value)[:80]!r}, expected {low:g} to {high:g}."
         )
     return float(value)
 
@@ -156,14 +156,14 @@ def _number(node: dict[str, Any], key: str, low: float, high: float) -> float:
 def _numbers(node: dict[str, Any], key: str, count: int) -> list[float]:
     values = _get(node, key, list)
     if len(values) != count or any(type(value) not in (int, float) or not math.isfinite(value) for value in values):
-        raise InvalidWorld(f"world.json needs '{key}'.", note=f"it is {str(values)[:80]}, expected {count} numbers")
+        raise InvalidWorld(f"world.json needs '{key}'.", note=f"It is {str(values)[:80]}, expected {count} numbers.")
     return [float(value) for value in values]
 
 
 def _size(node: dict[str, Any]) -> tuple[int, int]:
     width, height = _numbers(node, "size", 2)
     if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise InvalidWorld("world.json has an impossible size.", note=f"{width}x{height}, at most {MAX_SIDE} each")
+        raise InvalidWorld("world.json has an impossible size.", note=f"{width}x{height}, at most {MAX_SIDE} each.")
     return int(width), int(height)
 
 
@@ -177,7 +177,8 @@ def _sequence_names(node: dict[str, Any]) -> tuple[str, ...]:
     bad = [name for name in names if not isinstance(name, str) or not _NAME.fullmatch(name)]
     if bad or not names or len(set(names)) < len(names):
         raise InvalidWorld(
-            "world.json needs 'sequences'.", note=f"got {str(bad or names)[:80]}, expected different plain folder names"
+            "world.json needs 'sequences'.",
+            note=f"Got {str(bad or names)[:80]}, expected different plain folder names.",
         )
     return tuple(names)
 
@@ -189,6 +190,6 @@ def _picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
 def _expect(array: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
     if array.shape != shape:
         raise InvalidWorld(
-            f"{name} does not fit world.json.", note=f"its shape is {array.shape}, expected {tuple(shape)}"
+            f"{name} does not fit world.json.", note=f"Its shape is {array.shape}, expected {tuple(shape)}."
         )
     return array
