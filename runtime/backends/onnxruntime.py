@@ -70,8 +70,10 @@ class OnnxRuntimeBackend:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3  # errors only: they also come back as exceptions
-        # The arena keeps the largest run's memory for ever, and stages take turns: give it back after each operator.
+        # Stages take turns, and an arena keeps each one's largest memory for ever: without it a stage of 7 MB takes
+        # 100 MB less and 20 ms of 130 more. A memory pattern belongs to one input size, and ours vary.
         options.enable_cpu_mem_arena = False
+        options.enable_mem_pattern = False
         # Threads that spin while they wait take the cores from the native operators and the renderer.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
