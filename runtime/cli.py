@@ -284,9 +284,9 @@ def export(
     ] = None,
 ) -> None:
     """Turn a PyTorch model into a bundle. Needs edge4d[export]."""
-    model = _export_module(f"models.{_module_name(system)}").build(config, checkpoint)
     with _progress("Exporting"):
-        _export_module("bundle_from_model").bundle_from_model(model, output)
+        model = _export_module(f"models.{_module_name(system)}").build(config, checkpoint)
+        _export_module("bundle_from_model").bundle_from_model(model, output, **model.description())
     print(output)
 
 
@@ -303,7 +303,7 @@ def train(
 ) -> None:
     """Train a network on its world. Needs edge4d[export], and edge4d[train] for CUDA."""
     trainer = _export_module(f"train.{_module_name(system)}")
-    trainer.train(config, device=device, steps=steps, batch=batch, seed=seed, out=output, resume=resume)
+    trainer.train(config, out=output, device=device, steps=steps, batch=batch, seed=seed, resume=resume)
     print(output)
 
 

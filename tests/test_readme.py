@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -68,7 +69,15 @@ def test_python_names_exist():
 @pytest.mark.skipif("street" not in shipped_bundles(), reason="the bundle 'street' is not there")
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_examples_run(example, tmp_path):
-    result = subprocess.run([sys.executable, "-P", example], cwd=tmp_path, capture_output=True, text=True, check=False)
+    package = str(Path(edge4d.__file__).parents[1])  # as a full path: the example runs in another folder
+    result = subprocess.run(
+        [sys.executable, "-P", example],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": package},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     for written in re.findall(r"out/\w+\.mp4", result.stdout):
         assert (tmp_path / written).stat().st_size > 1000

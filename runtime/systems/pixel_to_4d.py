@@ -122,6 +122,7 @@ class PixelTo4D:
         """Depth [1,1,H,W] and instances [1,H,W]: the user's, and the network's where the user gave none."""
         perceived: Tensors = {}
         if seen.depth is None or seen.instances is None:
+            self._check_perceives()
             perceived = self._run("perceive", inputs)
         if seen.depth is not None:
             perceived["depth"] = seen.depth[None, None]
@@ -200,6 +201,14 @@ class PixelTo4D:
                 hint=f"The nearest is --size {nearest}; `edge4d render` can show the scene at any size.",
             )
         return size
+
+    def _check_perceives(self) -> None:
+        if "perceive" not in self.bundle.stages:
+            raise InvalidRequest(
+                f"The bundle '{self.bundle.name}' cannot see depth and instances by itself.",
+                note=f"Its stages are {', '.join(self.bundle.stages)}.",
+                hint="Give both: --depth FILE --instances FILE.",
+            )
 
     def _checked_instances(self, instances: NDArray[np.int32]) -> NDArray[np.int32]:
         """Ids below the bundle's number of groups; larger ones are renumbered from 1, in their order."""

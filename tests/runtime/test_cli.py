@@ -216,3 +216,12 @@ def test_as_a_program(photo, tiny_bundle, tmp_path):
     result = subprocess.run([*command, "info", "absent.e4d"], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "Hint:" in result.stderr
+
+
+def test_commands_that_need_pytorch_say_so(tmp_path):
+    without_torch = "import sys; sys.modules['torch'] = None; from edge4d.runtime.cli import main; main(sys.argv[1:])"
+    command = [sys.executable, "-P", "-c", without_torch, "train", "pixel-to-4d", "-o", tmp_path / "out"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert "edge4d[export]" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from edge4d import load
+from edge4d.runtime.backends import backend
+from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.errors import InvalidBundle, InvalidPicture, InvalidRequest, PrecisionNotInBundle
 from edge4d.runtime.systems import system
 
@@ -141,3 +145,13 @@ def test_what_a_bundle_does_not_have(tiny_bundle):
         load(tiny_bundle, precision="int8")
     with pytest.raises(InvalidBundle, match="cannot run"):
         system("teleportation")
+
+
+def test_bundles_that_do_not_perceive(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle)
+    without = dataclasses.replace(bundle, stages={"core": bundle.stages["core"]})
+    pipeline = system("pixel_to_4d")(without, backend(), "fp32")
+    depth, instances = np.ones((HEIGHT, WIDTH)), np.zeros((HEIGHT, WIDTH), int)
+    assert len(pipeline.generate(picture(), depth=depth, instances=instances)) > 0
+    with pytest.raises(InvalidRequest, match="by itself"):
+        pipeline.generate(picture(), depth=depth)
