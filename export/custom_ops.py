@@ -12,6 +12,7 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnxscript.values import Opset
@@ -64,8 +65,8 @@ def _implementation(operator: Operator) -> Callable[..., Any]:
         arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]
         results = getattr(_kernels(), operator.function)(*arrays, **_attributes(operator, given))
         if len(operator.outputs) == 1:
-            return torch.from_numpy(results)
-        return tuple(torch.from_numpy(result) for result in results)
+            return torch.from_numpy(np.ascontiguousarray(results))
+        return tuple(torch.from_numpy(np.ascontiguousarray(result)) for result in results)
 
     return run
 

@@ -200,9 +200,12 @@ def test_rounding_shows_what_half_hardware_gives() -> None:
     np.testing.assert_array_equal(run(rounded, x=x), np.float32([[0, 256, 256, np.inf]]))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
-    ops=st.lists(st.sampled_from(["Relu", "MatMul", "Softmax", "Transpose", "Exp", "Clip"]), min_size=1, max_size=8),
+    # Two Exp take values of size 1 to 15 at most; a third would pass 65504, where half ends.
+    ops=st.lists(
+        st.sampled_from(["Relu", "MatMul", "Softmax", "Transpose", "Exp", "Clip"]), min_size=1, max_size=8
+    ).filter(lambda ops: ops.count("Exp") <= 2),
     islands=st.lists(st.booleans(), min_size=8, max_size=8),
 )
 def test_any_chain_stays_valid_and_near(ops: list[str], islands: list[bool]) -> None:
@@ -219,6 +222,5 @@ def test_any_chain_stays_valid_and_near(ops: list[str], islands: list[bool]) -> 
     half = half_of(model, *(["island"] if any(islands[: len(ops)]) else []))
     x = np.random.default_rng(1).uniform(-1, 1, (4, 4)).astype(np.float32)
     expected, found = run(model, x=x), run(rounded_to_half(half), x=x)
-    if np.isfinite(expected).all() and np.abs(expected).max() < 1e3:
-        # At most eight roundings of 2^-11, and Exp multiplies a relative error by its argument, which is below 7.
-        assert np.abs(found - expected).max() <= 8 * 7 * 2**-11 * max(1.0, np.abs(expected).max())
+    # At most eight roundings of 2^-11, and Exp multiplies a relative error by its argument, which is below 7.
+    assert np.abs(found - expected).max() <= 8 * 7 * 2**-11 * max(1.0, np.abs(expected).max())
