@@ -18,5 +18,6 @@ for sideways in (-0.5, 0.0, 0.5):
     pose = np.eye(4)  # camera to world, relative to the photograph's camera: x right, y down, z forward
     pose[:3, 3] = (sideways, 0.0, 1.0)
     frame = renderer.render(scene.camera.with_pose(pose), t=0.5)
-    ahead = frame.depth[96:160, 192:256]
+    height, width = frame.depth.shape
+    ahead = frame.depth[height // 3 : 2 * height // 3, width // 3 : 2 * width // 3]
     print(f"half a second on, {sideways:+.1f} m to the right: {np.median(ahead):.1f} m of free space ahead")

@@ -144,6 +144,7 @@ def generate(
     The middle of the photograph is cropped to the aspect of --size. The focal length is taken from --intrinsics, --fov
     or EXIF; without any of them 60 degrees across are assumed, and said.
     """
+    _check_targets(output, depth_video)
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
     with _progress("Making the scene"):
         scene = pipeline.generate(
@@ -184,6 +185,7 @@ def render(
     background: Background = None,
 ) -> None:
     """Make a video of a scene along a camera path."""
+    _check_targets(output, depth_video)
     video = edge4d.render(
         _read_scene(scene),
         camera,
@@ -337,6 +339,15 @@ def _progress(text: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=_screen, transient=True, disable=not _screen.is_terminal) as progress:
         task = progress.add_task(text, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _check_targets(*paths: Optional[Path]) -> None:
+    """Refuses outputs that cannot be written before any work is done for them."""
+    from edge4d.runtime.video import check_target
+
+    for path in paths:
+        if path is not None:
+            check_target(path)
 
 
 def _save(video: Any, output: Path, depth_video: Optional[Path]) -> list[StageTime]:

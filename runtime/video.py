@@ -51,19 +51,32 @@ def frame_writer(path: PathLike, size: tuple[int, int], fps: float) -> AbstractC
         BackendUnavailable: PyAV is missing or has no H.264 encoder.
     """
     path = Path(path)
+    check_target(path)
     if not 0.1 <= fps <= 1000:
         raise InvalidRequest("No video has this frame rate.", note=f"{fps} frames per second, from 0.1 to 1000.")
-    if path.suffix.lower() == ".mp4":
+    if _is_mp4(path):
         _check_even(size)
         return _mp4(path, size, fps, encoder())
-    if path.suffix and not path.is_dir():
+    return _png_folder(path)
+
+
+def check_target(path: PathLike) -> None:
+    """Raises InvalidRequest or BackendUnavailable when no video can be written to `path`, whatever its size and rate."""
+    path = Path(path)
+    if _is_mp4(path):
+        encoder()
+    elif path.suffix and not path.is_dir():
         raise InvalidRequest(
             f"Videos are not written as {path.suffix}.",
             note=f"The output is {path}.",
             hint="Name a .mp4 file, or a folder for PNG frames.",
         )
-    _check_frame_folder(path)
-    return _png_folder(path)
+    else:
+        _check_frame_folder(path)
+
+
+def _is_mp4(path: Path) -> bool:
+    return path.suffix.lower() == ".mp4"
 
 
 @contextmanager

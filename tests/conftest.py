@@ -119,7 +119,7 @@ def _model():
             specs.append(TensorSpec(name, dtype, tuple(int(dim) if dim.isdigit() else dim for dim in dims)))
         return tuple(specs)
 
-    axes = (Axis("H", 32, 32, 128, 32), Axis("W", 32, 64, 256, 32))
+    axes = (Axis("H", 32, 32, 256, 32), Axis("W", 32, 64, 512, 32))
     image, intrinsics = "image 1 3 H W", "intrinsics 1 4"
     maps = "depth 1 1 H W; instances 1 H W"
     motion = "; ".join(

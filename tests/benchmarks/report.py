@@ -30,6 +30,7 @@ def write(script: str, rows: list[dict[str, Any]]) -> Path:
     }
     name = "-".join((script, re.sub(r"[^a-z0-9]+", "_", machine().lower()).strip("_"), commit))
     path = RESULTS / f"{name}.json"
+    RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(path.relative_to(ROOT))
     return path
