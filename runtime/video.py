@@ -61,7 +61,7 @@ def frame_writer(path: PathLike, size: tuple[int, int], fps: float) -> AbstractC
 
 
 def check_target(path: PathLike) -> None:
-    """Raises InvalidRequest or BackendUnavailable when no video can be written to `path`, whatever its size and rate."""
+    """Raises InvalidRequest or BackendUnavailable when no video at all can be written to `path`."""
     path = Path(path)
     if _is_mp4(path):
         encoder()
