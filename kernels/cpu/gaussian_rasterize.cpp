@@ -33,10 +33,6 @@ struct Tiles {
   size_t count() const { return size_t(columns) * size_t(rows); }
 };
 
-int clamped(float value, int low, int high) {  // into [low, high], NaN-free input of any size
-  return value > float(low) ? (value < float(high) ? int(value) : high) : low;
-}
-
 // Calls visit(first, last), inclusive, for every run of tiles side by side that meet the splat's ellipse alpha = 1/255.
 // Per row of tiles the ellipse reaches farthest right at its rightmost point, or at the row's edge nearest to that.
 template <class Visit>
@@ -45,12 +41,13 @@ void for_each_run(const Splat& splat, const Tiles& tiles, const Visit& visit) {
   const float mean_x = splat.cell_x + splat.offset_x - 0.5f, mean_y = splat.cell_y + splat.offset_y - 0.5f;
   const float reach_x = splat.extent_x + SLACK, reach_y = splat.extent_y + SLACK;
   // A tile holds pixel centres TILE t .. TILE t + TILE - 1, counted from the first one.
-  const auto first_tile = [](float at) { return std::ceil((at - (TILE - 1)) * (1.f / TILE)); };
-  const auto last_tile = [](float at) { return std::floor(at * (1.f / TILE)); };
-  const int row_first = clamped(first_tile(mean_y - reach_y), 0, tiles.rows);
-  const int row_last = clamped(last_tile(mean_y + reach_y), -1, tiles.rows - 1);
-  const int column_first = clamped(first_tile(mean_x - reach_x), 0, tiles.columns);
-  const int column_last = clamped(last_tile(mean_x + reach_x), -1, tiles.columns - 1);
+  const auto first_tile = [](float from, int count) {
+    return clamped_floor((from - (TILE - 1)) * (1.f / TILE), -1, count - 1) + 1;
+  };
+  const auto last_tile = [](float to, int count) { return clamped_floor(to * (1.f / TILE), -1, count - 1); };
+  const int row_first = first_tile(mean_y - reach_y, tiles.rows), row_last = last_tile(mean_y + reach_y, tiles.rows);
+  const int column_first = first_tile(mean_x - reach_x, tiles.columns);
+  const int column_last = last_tile(mean_x + reach_x, tiles.columns);
   const bool exact = row_first < row_last && column_first < column_last;
   for (int row = row_first; row <= row_last; ++row) {
     int first = column_first, last = column_last;
@@ -61,8 +58,8 @@ void for_each_run(const Splat& splat, const Tiles& tiles, const Visit& visit) {
         const float left = splat.log_opacity + LOG2_255 - v * v;
         return mean_x + splat.slope * dy + sign * (std::sqrt(std::max(left, 0.f)) / splat.steep_x + SLACK);
       };
-      first = std::max(first, clamped(first_tile(edge(-splat.tilt_y, -1)), 0, tiles.columns));
-      last = std::min(last, clamped(last_tile(edge(splat.tilt_y, 1)), -1, tiles.columns - 1));
+      first = std::max(first, first_tile(edge(-splat.tilt_y, -1), tiles.columns));
+      last = std::min(last, last_tile(edge(splat.tilt_y, 1), tiles.columns));
     }
     const size_t start = size_t(row) * size_t(tiles.columns);
     if (first <= last) visit(start + size_t(first), start + size_t(last));

@@ -34,6 +34,11 @@ static inline const Splat& splat_at(const float* splats, size_t i, size_t stride
   return *reinterpret_cast<const Splat*>(splats + i * stride);
 }
 
+// The integer at or below `value`, into [low, high]. Any value but NaN, and no call of the C library as floorf would be.
+static inline int clamped_floor(float value, int low, int high) {
+  return value > float(low) ? (value < float(high) ? int(value - float(low)) + low : high) : low;
+}
+
 // One camera's view of one batch entry.
 struct View {
   const edge4d_gaussian_rasterize* call;

@@ -226,9 +226,21 @@ size_t project(const View& view, size_t first, size_t last, float* splats, int64
 // First and one past the last of `count` pixels whose centres lie within `reach` of `centre`, both counted from the first
 // pixel's centre. A hundredth of a pixel more, for rounding.
 inline void span(float centre, float reach, int count, int& first, int& last) {
-  const float from = __builtin_ceilf(centre - reach - 0.01f), to = __builtin_floorf(centre + reach + 0.01f) + 1;
-  first = from > 0 ? (from < float(count) ? int(from) : count) : 0;
-  last = to < float(count) ? (to > 0 ? int(to) : 0) : count;
+  first = clamped_floor(centre - reach - 0.01f, -1, count - 1) + 1;
+  last = clamped_floor(centre + reach + 0.01f, -1, count - 1) + 1;
+}
+
+inline vfloat negative(vfloat x) { return vfloat(vint(x) | INT32_MIN); }  // -|x|
+
+// One bit per row that has pixels that are not done.
+inline uint32_t rows_alive(const float* transmittances, int height) {
+  uint32_t alive = 0;
+  for (int row = 0; row < height; ++row) {
+    vint mask = {};
+    for (int pixel = 0; pixel < TILE; pixel += LANES) mask |= load<vfloat>(transmittances + row * TILE + pixel) > 0;
+    alive |= uint32_t(any(mask)) << row;
+  }
+  return alive;
 }
 
 template <int CHANNELS>  // 0: as many as `channels` says
@@ -239,13 +251,14 @@ void blend_channels(const float* splats, const uint64_t* order, size_t count, fl
   float* const transmittances = planes.transmittance;
   float* const depths = planes.depth;
   float* const colors = planes.color;
-  int alive[TILE];  // pixels of each row that are not done
-  int alive_rows = height;
-  for (int row = 0; row < height; ++row) alive[row] = width;
+  uint32_t alive = (1u << height) - 1;
   float ramp_values[TILE];
   for (int i = 0; i < TILE; ++i) ramp_values[i] = float(i);
 
-  for (size_t k = 0; k < count && alive_rows; ++k) {
+  for (size_t k = 0; k < count; ++k) {
+    // Looked up now and then: counting in the innermost loop cost 10 % of the frame.
+    if (k % 16 == 15 && !(alive = rows_alive(transmittances, height))) return;
+
     const float* record = splats + uint32_t(order[k]) * stride;
     if (k + 8 < count) __builtin_prefetch(splats + uint32_t(order[k + 8]) * stride);
     const Splat& splat = *reinterpret_cast<const Splat*>(record);
@@ -257,10 +270,11 @@ void blend_channels(const float* splats, const uint64_t* order, size_t count, fl
     span(mean_y, splat.extent_y, height, first_row, last_row);
     span(mean_x, splat.extent_x, width, first_pixel, last_pixel);
     first_pixel -= first_pixel % LANES;
+    if (LANES == TILE) first_pixel = 0, last_pixel = TILE;  // known to the compiler: one vector, no loop
 
     for (int row = first_row; row < last_row; ++row) {
-      if (!alive[row]) continue;
-      const float dy = float(row) - mean_y;
+      if (!(alive >> row & 1)) continue;
+      const float dy = ramp_values[row] - mean_y;
       const float centre_x = mean_x + splat.slope * dy;
       const float v = splat.steep_y * dy;
       const vfloat peak = broadcast(splat.log_opacity - v * v);
@@ -269,22 +283,20 @@ void blend_channels(const float* splats, const uint64_t* order, size_t count, fl
         const vfloat u = (load<vfloat>(ramp_values + pixel) - centre_x) * splat.steep_x;
         const vfloat log_alpha = fma(-u, u, peak);
         const vfloat before = load<vfloat>(transmittances + at);
-        const vint touched = (log_alpha >= -LOG2_255) & (before > 0);
         vfloat alpha = exp2(log_alpha);
         alpha = alpha < alpha_max ? alpha : broadcast(alpha_max);
         const vfloat after = fma(-before, alpha, before);
+        const vint visible = log_alpha >= -LOG2_255;
         const vint enough = after > TRANSMITTANCE_MIN;
-        const vint done = touched & ~enough, blended = touched & enough;
+        const vint blended = visible & enough;
         const vfloat weight = blended ? before * alpha : vfloat{};
-        store(transmittances + at, blended ? after : done ? -before : before);
+        // Without enough left, a pixel that was alive is done, and one that was done stays so.
+        const vfloat spent = visible ? negative(before) : before;
+        store(transmittances + at, blended ? after : spent);
         store(depths + at, fma(weight, broadcast(splat.depth), load<vfloat>(depths + at)));
         for (int c = 0; c < channels; ++c) {
           float* plane = colors + c * PLANE + at;
           store(plane, fma(weight, broadcast(color[c]), load<vfloat>(plane)));
-        }
-        if (any(done)) {
-          alive[row] -= __builtin_popcount(bits(done));
-          alive_rows -= !alive[row];
         }
       }
     }
