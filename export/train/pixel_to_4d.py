@@ -248,7 +248,7 @@ def losses(model: Training, sample: Sample, generator: torch.Generator) -> dict[
     target = torch.cat([sample.later, sample.other])
     terms["image"] = 5 * image_loss(image, target, torch.cat([sample.later_moving, sample.other_moving]))
     terms["kl"] = 1e-3 * diagonal_gaussian_kl(mean, log_variance)
-    terms["motion"] = 0.25 * motion_loss(model.core.lift.metric_motion(motion), sample)
+    terms["motion"] = 0.5 * motion_loss(model.core.lift.metric_motion(motion), sample)
     return terms
 
 
