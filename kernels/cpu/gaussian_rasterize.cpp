@@ -8,6 +8,17 @@
 //
 // No result depends on the number of threads. Memory: 64 bytes per splat, 8 per entry, and never more than
 // GROUP_ENTRIES entries at once (or one tile's): beyond, the tiles are done group by group.
+//
+// Measured on the scene of tests/benchmarks/rasterize_cpu.py (229,376 Gaussians, 448x256) with one thread of an AMD EPYC
+// with AVX-512: milliseconds per frame before and after each change. The whole is now 41, of which blending takes 24,
+// projection 7, binning 6, sorting 2.
+//   won   a whole row of a tile in one vector, without a loop                   48.1 -> 43.5
+//   won   rows that are done looked up every 16 splats, not counted per pixel   54.0 -> 48.1
+//   won   no branch around vectors that no splat's alpha reaches                59.0 -> 56.5
+//   won   planes aligned to cache lines, and not a power of two apart           56.5 -> 54.5
+//   won   integer floors: floorf is a call where SSE4.1 is not given            43.3 -> 40.8
+//   lost  vectors that start at the splat, not at a multiple of their length: 2 % on AVX2, nothing elsewhere
+// Other instruction sets, one thread: AVX2 46, baseline SSE2 73.
 #include <algorithm>
 #include <cmath>
 #include <cstdlib>

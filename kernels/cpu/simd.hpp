@@ -23,13 +23,11 @@ constexpr int VECTOR_BYTES = 32;
 constexpr int VECTOR_BYTES = 16;
 #endif
 
-constexpr int LANES = VECTOR_BYTES / 4;         // of float
-constexpr int DOUBLE_LANES = VECTOR_BYTES / 8;  // of double
+constexpr int LANES = VECTOR_BYTES / 4;
 
 typedef float vfloat __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t vint __attribute__((vector_size(VECTOR_BYTES)));
-typedef double vdouble __attribute__((vector_size(VECTOR_BYTES)));
-typedef int64_t vlong __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t vuint __attribute__((vector_size(VECTOR_BYTES)));
 
 template <class Vector, class Scalar>
 inline Vector load(const Scalar* from) {
@@ -80,7 +78,7 @@ inline bool any(vint mask) {
 #endif
 }
 
-// 2^x for -126 <= x <= 127, relative error below 2e-7: the nearest integer goes into the exponent, the rest (at most one
+// 2^x for -126 <= x <= 127 (beyond, any number or NaN), relative error below 2e-7: the nearest integer goes into the exponent, the rest (at most one
 // half) into a polynomial fitted for the least greatest relative error.
 inline vfloat exp2(vfloat x) {
   const float round = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
@@ -91,7 +89,7 @@ inline vfloat exp2(vfloat x) {
   power = fma(rest, power, broadcast(2.40222421e-1f));
   power = fma(rest, power, broadcast(6.93146978e-1f));
   power = fma(rest, power, broadcast(1.f));
-  return vfloat(vint(power) + (vint(shifted) << 23));
+  return vfloat(vuint(power) + (vuint(shifted) << 23));
 }
 
 }  // namespace
