@@ -1,4 +1,4 @@
-// The hot loops of the operators. loops.inl holds them; it is compiled once per instruction set, and `loops()` picks the
+// The hot loops of the operators. loops_inner.hpp holds them; it is compiled once per instruction set, and `loops()` picks the
 // best set that this machine has, when it is first asked.
 #pragma once
 
@@ -25,7 +25,7 @@ struct Splat {
   float tilt_y;              // d.y of the box's rightmost touching point; the leftmost is at -tilt_y
   float depth;
 };
-static_assert(sizeof(Splat) == 12 * sizeof(float), "loops.inl writes colours right after it");
+static_assert(sizeof(Splat) == 12 * sizeof(float), "loops_inner.hpp writes colours right after it");
 
 // Floats from one splat to the next: RGB fills one 64-byte cache line.
 static inline size_t splat_stride(int channels) { return (sizeof(Splat) / sizeof(float) + size_t(channels) + 3) / 4 * 4; }

@@ -1,4 +1,4 @@
-#include "loops.inl"
+#include "loops_inner.hpp"
 
 namespace edge4d {
 
