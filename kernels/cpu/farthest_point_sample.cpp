@@ -1,5 +1,5 @@
-// FarthestPointSample on the CPU. Each step depends on the one before: the points are split over threads once, and every
-// step ends at a barrier where all threads read each other's farthest point and agree on the next.
+// FarthestPointSample on the CPU. Each step depends on the one before: the points are split over threads once, and
+// every step ends at a barrier where all threads read each other's farthest point and agree on the next.
 #include <condition_variable>
 #include <limits>
 #include <memory>

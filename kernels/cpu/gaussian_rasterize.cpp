@@ -1,17 +1,17 @@
 // GaussianRasterize on the CPU: project → bin into tiles → sort each tile by depth → blend, one image after the other.
 //
-// Project: every Gaussian becomes a Splat (loops.hpp), in parallel over chunks of Gaussians; what the camera does not see
-//   leaves no trace, so a chunk's splats lie densely, in the Gaussians' order. Each chunk counts its splats per tile.
-// Bin: from the counts, every (tile, chunk) knows where its entries go; the chunks write them in parallel, without locks.
+// Project: every Gaussian becomes a Splat (loops.hpp), in parallel over chunks of Gaussians. What the camera does not
+//   see leaves no trace: a chunk's splats lie densely, in the Gaussians' order. Each chunk counts its splats per tile.
+// Bin: from the counts, every (tile, chunk) knows where its entries go; the chunks write in parallel, without locks.
 //   An entry is depth << 32 | place: as a number it sorts by depth, then by index.
 // Blend: threads take tiles one by one, sort the tile's entries and blend them, SIMD across the pixels of a row.
 //
 // No result depends on the number of threads. Memory: 64 bytes per splat, 8 per entry, and never more than
 // GROUP_ENTRIES entries at once (or one tile's): beyond, the tiles are done group by group.
 //
-// Measured on the scene of tests/benchmarks/rasterize_cpu.py (229,376 Gaussians, 448x256) with one thread of an AMD EPYC
-// with AVX-512: milliseconds per frame before and after each change. The whole is now 41, of which blending takes 24,
-// projection 7, binning 6, sorting 2.
+// Measured on the scene of tests/benchmarks/rasterize_cpu.py (229,376 Gaussians, 448x256) with one thread of an AMD
+// EPYC with AVX-512: milliseconds per frame before and after each change. The whole is now 41, of which blending takes
+// 24, projection 7, binning 6, sorting 2.
 //   won   a whole row of a tile in one vector, without a loop                   48.1 -> 43.5
 //   won   rows that are done looked up every 16 splats, not counted per pixel   54.0 -> 48.1
 //   won   no branch around vectors that no splat's alpha reaches                59.0 -> 56.5
@@ -131,9 +131,14 @@ void sort_entries(uint64_t* entries, uint64_t* spare, size_t count) {
 
 void put(void* out, size_t at, float value, int dtype) {
   switch (dtype) {
-    case EDGE4D_FLOAT32: static_cast<float*>(out)[at] = value; break;
-    case EDGE4D_FLOAT16: static_cast<uint16_t*>(out)[at] = half_from_float(value); break;
-    default: static_cast<uint8_t*>(out)[at] = uint8_t(std::min(std::max(value, 0.f), 1.f) * 255.f + 0.5f);
+    case EDGE4D_FLOAT32:
+      static_cast<float*>(out)[at] = value;
+      break;
+    case EDGE4D_FLOAT16:
+      static_cast<uint16_t*>(out)[at] = half_from_float(value);
+      break;
+    default:
+      static_cast<uint8_t*>(out)[at] = uint8_t(std::min(std::max(value, 0.f), 1.f) * 255.f + 0.5f);
   }
 }
 
@@ -164,8 +169,9 @@ void write_tile(const edge4d_gaussian_rasterize& call, size_t image, int x, int 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
+// Uninitialised, and aligned to cache lines: vectors and splats never straddle two.
 template <class T>
-using Array = std::unique_ptr<T[], Free>;  // uninitialised, and aligned to cache lines: vectors and splats never straddle two
+using Array = std::unique_ptr<T[], Free>;
 
 template <class T>
 Array<T> make_array(size_t count) {
@@ -182,12 +188,12 @@ Array<T> make_array(size_t count) {
 // Memory of a call, used again for each of its images. Arrays are left uninitialised until they are written.
 struct Memory {
   size_t chunks, chunk_size, stride;
-  Array<float> splats;                      // [N][stride]; a chunk's begin at chunk * chunk_size
-  std::vector<size_t> visible;               // [chunks]
-  std::vector<int64_t> nonfinite;            // [chunks]
-  std::vector<uint32_t> counts;              // [chunks][tiles + 1], later the places of entries
-  std::vector<size_t> tile_begin;            // [tiles + 1]
-  std::vector<Array<float>> planes;          // [threads][2 + C][PLANE]
+  Array<float> splats;               // [N][stride]; a chunk's begin at chunk * chunk_size
+  std::vector<size_t> visible;       // [chunks]
+  std::vector<int64_t> nonfinite;    // [chunks]
+  std::vector<uint32_t> counts;      // [chunks][tiles + 1], later the places of entries
+  std::vector<size_t> tile_begin;    // [tiles + 1]
+  std::vector<Array<float>> planes;  // [threads][2 + C][PLANE]
 
   Memory(const edge4d_gaussian_rasterize& call, const Tiles& tiles, int threads) {
     const size_t gaussians = size_t(call.gaussians);
@@ -219,9 +225,11 @@ void project(const View& view, const Tiles& tiles, Memory& memory, int threads) 
     memory.nonfinite[chunk] = 0;
     for (size_t i = first; i < last; i += STEP) {
       const size_t before = visible;
-      visible += loops().project(view, i, std::min(last, i + STEP), splats + before * memory.stride, memory.nonfinite[chunk]);
+      visible +=
+          loops().project(view, i, std::min(last, i + STEP), splats + before * memory.stride, memory.nonfinite[chunk]);
       for (size_t s = before; s < visible; ++s)
-        for_each_run(splat_at(splats, s, memory.stride), tiles, [&](size_t from, size_t to) { ++counts[from], --counts[to + 1]; });
+        for_each_run(splat_at(splats, s, memory.stride), tiles,
+                     [&](size_t from, size_t to) { ++counts[from], --counts[to + 1]; });
     }
     // So far the counts' differences, wrapping around below 0: a screen-wide run costs no more than a short one.
     for (size_t tile = 1; tile <= tiles.count(); ++tile) counts[tile] += counts[tile - 1];
@@ -289,8 +297,8 @@ void blend(const edge4d_gaussian_rasterize& call, size_t image, const Tiles& til
   }
 }
 
-void rasterize_image(const edge4d_gaussian_rasterize& call, size_t batch, size_t image, const Tiles& tiles, Memory& memory,
-                     int threads) {
+void rasterize_image(const edge4d_gaussian_rasterize& call, size_t batch, size_t image, const Tiles& tiles,
+                     Memory& memory, int threads) {
   project(view_of(call, batch, image), tiles, memory, threads);
   size_t pairs = count_pairs(tiles, memory);
   if (pairs > INT32_MAX)
@@ -342,8 +350,8 @@ void check(const edge4d_gaussian_rasterize& call) {
   require(!images || (call.viewmats && call.Ks && call.background && call.stats), "a pointer is null");
   require(!images || call.gaussians == 0 || (call.means && call.quats && call.scales && call.opacities && call.colors),
           "a pointer is null");
-  require(!images || ((call.image || !(call.outputs & EDGE4D_IMAGE)) && (call.alpha || !(call.outputs & EDGE4D_ALPHA)) &&
-                      (call.depth || !(call.outputs & EDGE4D_DEPTH))),
+  require(!images || ((call.image || !(call.outputs & EDGE4D_IMAGE)) &&
+                      (call.alpha || !(call.outputs & EDGE4D_ALPHA)) && (call.depth || !(call.outputs & EDGE4D_DEPTH))),
           "a pointer is null");
 }
 

@@ -19,7 +19,7 @@ static inline uint32_t bits_from_float(float value) {
 }
 
 static inline float float_from_half(uint16_t half) {
-  // Exponent and fraction land in float's fields with a bias that is 112 short; the product mends it, subnormals included.
+  // Exponent and fraction land in float's fields with a bias that is 112 short; the product mends it, also subnormals.
   const uint32_t magnitude = uint32_t(half & 0x7fff) << 13;
   const float scaled = float_from_bits(magnitude) * 0x1p112f;
   const uint32_t infinite = magnitude >= 0x0f800000u ? 0x7f800000u : 0;  // infinity or NaN: all exponent bits

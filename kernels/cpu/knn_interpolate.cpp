@@ -1,5 +1,5 @@
-// KnnInterpolate on the CPU: queries over threads, points over SIMD lanes. Every query looks at every point: at the 8192
-// points that the operator is made for that is under a microsecond per query, and exact without a search structure.
+// KnnInterpolate on the CPU: queries over threads, points over SIMD lanes. Every query looks at every point: with the
+// 8192 points that the operator is made for, that takes a few microseconds, and needs no search structure.
 #include <cmath>
 #include <limits>
 #include <memory>

@@ -1,5 +1,5 @@
-// The hot loops of the operators. loops_inner.hpp holds them; it is compiled once per instruction set, and `loops()` picks the
-// best set that this machine has, when it is first asked.
+// The hot loops of the operators. loops_inner.hpp holds them and is compiled once per instruction set; `loops()` picks
+// the best set that this machine has, when it is first asked.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ namespace edge4d {
 constexpr float LOG2_255 = 7.99435344f;  // alpha < 1/255 is log2(alpha) < -LOG2_255
 constexpr int TILE = 16;                 // pixels along each side; a multiple of every vector's lanes
 constexpr int TILE_PIXELS = TILE * TILE;
-constexpr int PLANE = TILE_PIXELS + 16;  // floats from one plane to the next: not a power of two, whose addresses collide
+constexpr int PLANE = TILE_PIXELS + 16;  // floats from plane to plane: not a power of two, whose addresses collide
 
 // A Gaussian on the image, followed in memory by its C colours. At pixel centre (x, y), with d = (x, y) - mean,
 //   log2(alpha) = log_opacity - (steep_y d.y)^2 - (steep_x (d.x - slope d.y))^2,
@@ -28,13 +28,15 @@ struct Splat {
 static_assert(sizeof(Splat) == 12 * sizeof(float), "loops_inner.hpp writes colours right after it");
 
 // Floats from one splat to the next: RGB fills one 64-byte cache line.
-static inline size_t splat_stride(int channels) { return (sizeof(Splat) / sizeof(float) + size_t(channels) + 3) / 4 * 4; }
+static inline size_t splat_stride(int channels) {
+  return (sizeof(Splat) / sizeof(float) + size_t(channels) + 3) / 4 * 4;
+}
 
 static inline const Splat& splat_at(const float* splats, size_t i, size_t stride) {
   return *reinterpret_cast<const Splat*>(splats + i * stride);
 }
 
-// The integer at or below `value`, into [low, high]. Any value but NaN, and no call of the C library as floorf would be.
+// The integer at or below `value` (not NaN), into [low, high]; floorf would be a call of the C library.
 static inline int clamped_floor(float value, int low, int high) {
   return value > float(low) ? (value < float(high) ? int(value - float(low)) + low : high) : low;
 }
@@ -59,11 +61,12 @@ struct Loops {
   // Writes the visible ones of Gaussians [first, last) to `splats`, in order; returns how many they are and adds to
   // `nonfinite` those that were skipped for a value that is not finite.
   size_t (*project)(const View& view, size_t first, size_t last, float* splats, int64_t& nonfinite);
-  // Blends splats[order[0..count)] (low 32 bits) front to back over the tile whose first pixel is (x, y), `height` rows.
+  // Blends splats[order[0..count)] (low 32 bits) front to back over the tile whose first pixel is (x, y).
   void (*blend)(const float* splats, const uint64_t* order, size_t count, float x, float y, int width, int height,
                 int channels, float alpha_max, const Planes& planes);
   // The k nearest of `count` points to a query, nearest first, ties to the lowest index. x, y, z: `padded` floats each.
-  void (*nearest)(const float* query, const float* const* xyz, size_t padded, int k, double* distances, int32_t* indices);
+  void (*nearest)(const float* query, const float* const* xyz, size_t padded, int k, double* distances,
+                  int32_t* indices);
   // Lowers distances[first..last) to the squared distance to `taken` where that is less; returns the index of the
   // greatest, the lowest one among equals.
   size_t (*farthest)(const float* points, const float* taken, size_t first, size_t last, double* distances);

@@ -11,8 +11,8 @@ namespace {
 // ---- project --------------------------------------------------------------------------------------------------------
 //
 // Plain loops over short arrays in float64, one array per quantity: the compiler turns each into SIMD. float64 costs
-// little here (a Gaussian is projected once, but blended dozens of times) and buys the order of depths and the places of
-// edges exactly as the twin has them.
+// little here (a Gaussian is projected once, but blended dozens of times) and buys the order of depths and the places
+// of edges exactly as the twin has them.
 
 constexpr double LOG2_E = 1.4426950408889634, LOG2_255_EXACT = 7.9943534368588578;
 constexpr float TRANSMITTANCE_MIN = 1e-4f;
@@ -122,7 +122,7 @@ size_t project_block(const View& view, size_t first, int n, float* splats, int64
   Column u, v, z;  // pixel centre of the mean, depth
   for (int i = 0; i < n; ++i) {
     const double X = means[3 * i], Y = means[3 * i + 1], Z = means[3 * i + 2];
-    const double(&R)[3][3] = view.rotation;
+    const double (&R)[3][3] = view.rotation;
     u[i] = R[0][0] * X + R[0][1] * Y + R[0][2] * Z + view.translation[0];
     v[i] = R[1][0] * X + R[1][1] * Y + R[1][2] * Z + view.translation[1];
     z[i] = R[2][0] * X + R[2][1] * Y + R[2][2] * Z + view.translation[2];
@@ -145,7 +145,7 @@ size_t project_block(const View& view, size_t first, int n, float* splats, int64
     const double slope_y = smaller(larger(v[i] * inverse_z, view.slope_min[1]), view.slope_max[1]);
     double a[3], b[3];
     for (int j = 0; j < 3; ++j) {
-      const double(&R)[3][3] = view.rotation;
+      const double (&R)[3][3] = view.rotation;
       const double depth = R[2][0] * axes[0][j] + R[2][1] * axes[1][j] + R[2][2] * axes[2][j];
       const double right = R[0][0] * axes[0][j] + R[0][1] * axes[1][j] + R[0][2] * axes[2][j];
       const double down = R[1][0] * axes[0][j] + R[1][1] * axes[1][j] + R[1][2] * axes[2][j];
@@ -185,8 +185,8 @@ size_t project_block(const View& view, size_t first, int n, float* splats, int64
     }
     const double radius_x = __builtin_ceil(deviations[i] * __builtin_sqrt(xx[i]));
     const double radius_y = __builtin_ceil(deviations[i] * __builtin_sqrt(yy[i]));
-    const bool on_screen = u[i] + radius_x > 0 && u[i] - radius_x < call.width && v[i] + radius_y > 0 &&
-                           v[i] - radius_y < call.height;
+    const bool on_screen =
+        u[i] + radius_x > 0 && u[i] - radius_x < call.width && v[i] + radius_y > 0 && v[i] - radius_y < call.height;
     const bool in_range = z[i] >= double(call.near) && z[i] <= double(call.far);
     if (!(in_range && det[i] > 0 && opacity[i] >= 1. / 255 && on_screen)) continue;
 
@@ -223,8 +223,8 @@ size_t project(const View& view, size_t first, size_t last, float* splats, int64
 
 // ---- blend ----------------------------------------------------------------------------------------------------------
 
-// First and one past the last of `count` pixels whose centres lie within `reach` of `centre`, both counted from the first
-// pixel's centre. A hundredth of a pixel more, for rounding.
+// First and one past the last of `count` pixels whose centres lie within `reach` of `centre`, both counted from the
+// first pixel's centre. A hundredth of a pixel more, for rounding.
 inline void span(float centre, float reach, int count, int& first, int& last) {
   first = clamped_floor(centre - reach - 0.01f, -1, count - 1) + 1;
   last = clamped_floor(centre + reach + 0.01f, -1, count - 1) + 1;
@@ -303,8 +303,8 @@ void blend_channels(const float* splats, const uint64_t* order, size_t count, fl
   }
 }
 
-void blend(const float* splats, const uint64_t* order, size_t count, float x, float y, int width, int height, int channels,
-           float alpha_max, const Planes& planes) {
+void blend(const float* splats, const uint64_t* order, size_t count, float x, float y, int width, int height,
+           int channels, float alpha_max, const Planes& planes) {
   // A tile at the image's edge: what lies outside is done from the start.
   for (int i = 0; i < TILE_PIXELS; ++i) planes.transmittance[i] = i % TILE < width ? 1.f : -1.f;
   for (int i = 0; i < TILE_PIXELS; ++i) planes.depth[i] = 0;

@@ -1,6 +1,6 @@
-// SIMD by the compilers' vector types: +, <, ?: and so on work lane by lane. Only what they lack is written per machine.
-// Everything here has internal linkage: this header is compiled once per instruction set, and the linker must never swap
-// one copy for another.
+// SIMD by the compilers' vector types: +, <, ?: and so on work lane by lane. Only what they lack is written per
+// machine. Everything here has internal linkage: this header is compiled once per instruction set, and the linker must
+// never swap one copy for another.
 #pragma once
 
 #include <cstdint>
@@ -78,8 +78,8 @@ inline bool any(vint mask) {
 #endif
 }
 
-// 2^x for -126 <= x <= 127 (beyond, any number or NaN), relative error below 2e-7: the nearest integer goes into the exponent, the rest (at most one
-// half) into a polynomial fitted for the least greatest relative error.
+// 2^x for -126 <= x <= 127 (beyond, any number or NaN), relative error below 2e-7: the nearest integer goes into the
+// exponent, the rest (at most one half) into a polynomial fitted for the least greatest relative error.
 inline vfloat exp2(vfloat x) {
   const float round = 12582912.f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
   const vfloat shifted = x + round;
