@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge4d.export.checkpoints import load_checkpoint, save_checkpoint
 from edge4d.export.models.pixel_to_4d import gaussians, street
 from edge4d.export.models.pixel_to_4d.motion import move
 from edge4d.export.train.losses import diagonal_gaussian_kl, ssim
@@ -183,19 +183,19 @@ def centre_targets(instances: Tensor, coarse: torch.Size, fine: torch.Size) -> t
     return heat, goal - functional.interpolate(grid[None], size=fine, mode="area"), (ids > 0).float()[:, None]
 
 
-def motion_loss(motion: Tensor, sample: Sample) -> Tensor:
+def motion_loss(motion: Tensor, photographs: Photographs) -> Tensor:
     """Distance in metres between predicted and true places at the middle and the end of the clip, softened with depth.
 
     Args:
         motion: [B,12,H,W] per pixel; averaged over the true objects, to which the true motions belong.
     """
-    per_pixel = torch.cat([sample.depth, motion], 1)[:, None]
-    depth, predicted = torch.split(gaussians.instance_mean(per_pixel, sample.instances), [1, 12], -1)
-    error = predicted - sample.motion
+    per_pixel = torch.cat([photographs.depth, motion], 1)[:, None]
+    depth, predicted = torch.split(gaussians.instance_mean(per_pixel, photographs.instances), [1, 12], -1)
+    error = predicted - photographs.motion
     places = [error[..., :3] * t + 0.5 * error[..., 3:6] * t * t for t in (0.5 * CLIP_SECONDS, CLIP_SECONDS)]
     miss = sum(functional.smooth_l1_loss(p, torch.zeros_like(p), reduction="none").sum(-1) for p in places)
     turn = error[..., 6:].abs().sum(-1)
-    weight = sample.visible.float() / (1 + 0.1 * depth[..., 0])
+    weight = photographs.visible.float() / (1 + 0.1 * depth[..., 0])
     return ((miss + 2 * turn) * weight).sum() / weight.sum().clamp_min(1)
 
 
@@ -223,15 +223,64 @@ def render_views(scene: gaussians.DynamicGaussians, sample: Sample) -> tuple[Ten
     return image[:, 0].permute(0, 3, 1, 2), depth[:, 0].permute(0, 3, 1, 2)
 
 
-def losses(model: Training, sample: Sample, generator: torch.Generator) -> dict[str, Tensor]:
-    """All terms of the loss, weighted; only the networks run in half precision."""
+@dataclass(frozen=True)
+class Photographs:
+    """R photographs whose motion is known: what the motion decoder learns from without rendering anything."""
+
+    image: Tensor
+    depth: Tensor
+    instances: Tensor
+    intrinsics: Tensor
+    motion: Tensor
+    visible: Tensor
+
+    def select(self, rows: Tensor) -> Photographs:
+        """Only these rows."""
+        return Photographs(**{name: value[rows] for name, value in vars(self).items()})
+
+
+class Replay:
+    """The last photographs that were rendered, to learn their motion more than once."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.next, self.filled = capacity, 0, 0
+        self.kept: Photographs | None = None
+
+    def add(self, new: Photographs) -> None:
+        """Keeps a batch, in place of the oldest."""
+        if self.kept is None:
+            self.kept = Photographs(
+                **{name: value.new_zeros(self.capacity, *value.shape[1:]) for name, value in vars(new).items()}
+            )
+        count = len(new.image)
+        rows = (torch.arange(count, device=new.image.device) + self.next) % self.capacity
+        for name, value in vars(new).items():
+            getattr(self.kept, name)[rows] = value
+        self.next = (self.next + count) % self.capacity
+        self.filled = min(self.filled + count, self.capacity)
+
+    def draw(self, count: int, generator: torch.Generator) -> Photographs:
+        """`count` photographs at random."""
+        assert self.kept is not None
+        return self.kept.select(torch.randint(self.filled, (count,), generator=generator).to(self.kept.image.device))
+
+
+def losses(
+    model: Training, sample: Sample, generator: torch.Generator, *, replay: Replay | None = None, replayed: int = 0
+) -> dict[str, Tensor]:
+    """All terms of the loss, weighted; only the networks run in half precision.
+
+    Args:
+        replay: when given, perception is left as it is, and motion is learned from `replayed` more photographs.
+    """
     half = torch.autocast(sample.photo.device.type, torch.bfloat16, enabled=sample.photo.is_cuda)
-    with half:
+    with half, torch.set_grad_enabled(replay is None):
         maps = model.perceive.perception(sample.photo, sample.intrinsics)
+    with half:
         mean, log_variance = model.enc_vae(sample.photo, sample.later, sample.depth)
     maps = tuple(value.float() for value in maps)
     mean, log_variance = mean.float(), log_variance.float()
-    terms = perception_loss(maps, sample)
+    terms = perception_loss(maps, sample) if replay is None else {}
     depth, seen = model.perceive.readout(*maps)
     count = len(sample.photo)
     own = torch.rand(count, generator=generator).to(depth.device)
@@ -240,15 +289,25 @@ def losses(model: Training, sample: Sample, generator: torch.Generator) -> dict[
     drawn = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=generator).to(mean.device)
     likely = (torch.arange(count, device=mean.device) % 2 == 0)[:, None, None, None]
     noise = torch.where(likely, 0.0, drawn)
+    batch = Photographs(
+        sample.photo, depth.detach(), sample.instances, sample.intrinsics, sample.motion, sample.visible
+    )
+    if replay is not None:
+        more = replay.draw(replayed, generator) if replay.filled else batch.select(torch.arange(0))
+        replay.add(batch)
+        depth = torch.cat([depth, more.depth])
+        noise = torch.cat([noise, noise.new_zeros(len(more.image), *noise.shape[1:])])
+        batch = Photographs(**{name: torch.cat([a, getattr(more, name)]) for name, a in vars(batch).items()})
+        instances = torch.cat([instances, more.instances])
     with half:
-        raw, motion = model.core.maps(sample.photo, depth, instances, noise, sample.intrinsics)
-    raw, motion = raw.float(), motion.float()
-    scene = model.core.lift(raw, motion, sample.photo, depth, instances, sample.intrinsics)
+        raw, motion = model.core.maps(batch.image, depth, instances, noise, batch.intrinsics)
+    raw, motion = raw[:count].float(), motion.float()
+    scene = model.core.lift(raw, motion[:count], sample.photo, depth[:count], instances[:count], sample.intrinsics)
     image, _ = render_views(scene, sample)
     target = torch.cat([sample.later, sample.other])
     terms["image"] = 5 * image_loss(image, target, torch.cat([sample.later_moving, sample.other_moving]))
-    terms["kl"] = 1e-3 * diagonal_gaussian_kl(mean, log_variance)
-    terms["motion"] = 0.5 * motion_loss(model.core.lift.metric_motion(motion), sample)
+    terms["kl"] = 3e-3 * diagonal_gaussian_kl(mean, log_variance)
+    terms["motion"] = 0.5 * motion_loss(model.core.lift.metric_motion(motion), batch)
     return terms
 
 
@@ -312,6 +371,7 @@ def train(
     size: tuple[int, int] = (448, 256),
     peak_rate: float = 1.8e-3,
     resume: Path | None = None,
+    refine: Path | None = None,
     log_every: int = 100,
 ) -> Path:
     """Trains from scratch, or on from `resume`, and writes `checkpoint.safetensors`, `training.pt` and `log.jsonl` to `out`.
@@ -324,6 +384,8 @@ def train(
         batch: streets per step. size: width and height of the pictures.
         seed: of weights, streets and views.
         resume: a `training.pt`.
+        refine: a checkpoint to start from; its perception is kept, and the time goes into motion: 3 replayed photographs
+            for each rendered street.
 
     Returns:
         The path of the checkpoint: the moving average of the weights.
@@ -333,11 +395,18 @@ def train(
     torch.backends.cudnn.benchmark = True
     target = torch.device(device)
     out.mkdir(parents=True, exist_ok=True)
-    model = Training(config).to(target).to(memory_format=torch.channels_last)
+    model = Training(config)
+    replay = None
+    if refine is not None:
+        load_checkpoint(model, refine)
+        model.perceive.requires_grad_(False)
+        replay = Replay(128 * batch)
+    model = model.to(target).to(memory_format=torch.channels_last)
     average = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=1e-4)
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=peak_rate, weight_decay=1e-4)
     first = 0
     if resume is not None:
         state = torch.load(resume, map_location=target, weights_only=True)
@@ -352,10 +421,12 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, peak_rate)
             sample = make_sample(streets, generator, *size, target)
-            terms = losses(model, sample, generator)
+            if replay is not None:
+                model.perceive.eval()
+            terms = losses(model, sample, generator, replay=replay, replayed=3 * batch)
             optimizer.zero_grad(set_to_none=True)
             torch.stack(list(terms.values())).sum().backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 2.0)
+            nn.utils.clip_grad_norm_(learned, 2.0)
             optimizer.step()
             average.update_parameters(model)
             late = time.monotonic() - began > 60 * minutes
@@ -378,7 +449,4 @@ def save(out: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim
     """Writes what training needs to go on, and the averaged weights as the checkpoint."""
     state = {"model": model, "average": average, "optimizer": optimizer}
     torch.save({**{name: part.state_dict() for name, part in state.items()}, "step": step}, out / "training.pt")
-    save_file(
-        {name: value.contiguous() for name, value in average.module.state_dict().items()},
-        out / "checkpoint.safetensors",
-    )
+    save_checkpoint(average.module, out / "checkpoint.safetensors")

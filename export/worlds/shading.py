@@ -205,13 +205,17 @@ def _car_body(s: Surfels) -> Tensor:
     brake, lit, _, indicator = s.traits.unbind(-1)
     side, up = metres[..., 0].abs() / s.half[..., 0], -s.local[..., 1]
     front, rear = s.local[..., 2] > 0.985, s.local[..., 2] < -0.985
-    lamp = ((side > 0.55) & (side < 0.95) & (up > -0.1) & (up < 0.55)).float()
-    white = torch.tensor([1.0, 0.98, 0.9], device=main.device) * (0.45 + 0.75 * lit)[..., None]
-    red = torch.tensor([1.0, 0.1, 0.06], device=main.device) * (0.35 + 0.25 * lit + 0.8 * brake)[..., None]
+    along = s.local[..., 2]
+    flank = (s.local[..., 0].abs() > 0.985) & (along.abs() > 0.88)  # lamps reach round the corners
+    band = (up > -0.1) & (up < 0.55)
+    lamp = (band & (flank | ((side > 0.55) & (side < 0.97)))).float()
+    white_side, red_side = front | (flank & (along > 0)), rear | (flank & (along < 0))
+    white = torch.tensor([1.0, 0.98, 0.9], device=main.device) * (0.4 + 0.85 * lit)[..., None]
+    red = torch.tensor([1.0, 0.1, 0.06], device=main.device) * (0.25 + 0.5 * lit + 0.7 * brake)[..., None]
     amber = torch.tensor([1.15, 0.6, 0.05], device=main.device).expand_as(main)
     color = _mix(main, 0.15 * main, (up < -0.55).float())
-    color = _mix(color, white, lamp * front)
-    color = _mix(color, red, lamp * rear)
+    color = _mix(color, white, lamp * white_side)
+    color = _mix(color, red, lamp * red_side)
     high_brake = rear & (side < 0.3) & (up > 0.75)
     color = _mix(color, red, high_brake * brake)
     blinking = (front | rear) & (side > 0.8) & (up > -0.5) & (up < -0.1) & (metres[..., 0].sign() == indicator)

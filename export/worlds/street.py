@@ -24,11 +24,11 @@ from edge4d.export.worlds.shading import Look
 CUES = (
     "lane: parked cars stand at the kerb, driving cars keep to the lanes, right-hand traffic",
     "road: wide streets with two lanes a side are faster than narrow ones",
-    "lamps: head and tail lamps shine when the engine runs",
+    "lamps: white ahead, red behind, round the corners; they shine when the engine runs",
     "brake lamps: bright while a car slows down or waits",
     "indicator and steered front wheels: the side a turning car turns to",
     "wheels: spokes blur with speed",
-    "posture: stride, swing of the arms and lean grow with a pedestrian's speed; the face shows the direction",
+    "posture: stride, swing of the arms and lean grow with a pedestrian's speed; face and shoes show the direction",
 )
 SKY_DEPTH = 150.0
 _TRAINING, _EVALUATION = 0, 1
@@ -486,7 +486,7 @@ def _add_cars(parts: _Parts, draw: _Draw, objects: Objects, cues: dict[str, Tens
     body_high = torch.where(lorry, 0.5, torch.where(van, 0.45, draw.uniform(0.3, 0.38, n)))
     cabin_high = torch.where(lorry, 0.95, torch.where(van, 0.5, draw.uniform(0.26, 0.33, n)))
     cabin_long = torch.where(lorry | van, 0.8, draw.uniform(0.5, 0.62, n)) * length
-    back = torch.where(lorry | van, -0.15, draw.uniform(-0.14, 0.0, n)) * length
+    back = torch.where(lorry | van, -0.15, draw.uniform(-0.22, -0.1, n)) * length
     paints = [
         [0.75, 0.76, 0.78],
         [0.12, 0.12, 0.14],
@@ -546,7 +546,7 @@ def _add_walkers(parts: _Parts, draw: _Draw, objects: Objects) -> None:
     present, place, yaw = objects.present[:, _CARS:], objects.centres[:, _CARS:], objects.yaw[:, _CARS:]
     speed = objects.velocity[:, _CARS:].norm(dim=-1)
     size = draw.uniform(0.9, 1.08, n)
-    lean = 0.07 * speed
+    lean = 0.1 * speed
     stride = (0.12 + 0.3 * speed).clamp_max(0.85) * (speed > 0)
     feet_down = _vector(torch.zeros_like(stride), 0.86 * size * (1 - torch.cos(stride)), 0.0)
     place = place + feet_down
@@ -563,6 +563,7 @@ def _add_walkers(parts: _Parts, draw: _Draw, objects: Objects) -> None:
     trousers = [[0.12, 0.14, 0.25], [0.2, 0.2, 0.2], [0.45, 0.38, 0.28], [0.3, 0.32, 0.38]]
     skin = draw.pick([[0.85, 0.66, 0.54], [0.55, 0.38, 0.28], [0.36, 0.24, 0.18], [0.75, 0.55, 0.42]], n)
     hair = draw.pick([[0.1, 0.08, 0.06], [0.35, 0.24, 0.14], [0.6, 0.5, 0.32], [0.5, 0.5, 0.5]], n)
+    shoes = draw.pick([[0.1, 0.1, 0.1], [0.8, 0.8, 0.78], [0.35, 0.22, 0.14]], n)
     shirt, legs = draw.pick(shirts, n), draw.pick(trousers, n)
     none = torch.zeros_like(yaw)
     traits = torch.stack([none, none, draw.uniform(0, 1000, n), none], -1)
@@ -576,15 +577,16 @@ def _add_walkers(parts: _Parts, draw: _Draw, objects: Objects) -> None:
         half: tuple[float, float, float],
         color: Tensor,
         accent: Tensor,
+        ahead: float = 0.0,
     ) -> None:
-        """A part whose centre hangs `reach` metres below a joint (sideways, height) and swings about it."""
+        """A part whose centre hangs `reach` metres below and `ahead` of a joint (sideways, height) and swings about it."""
         across, height = joint
         turn = upright @ about_x(swing)
         # Leaning carries joints above the hips forward.
         forward = torch.sin(lean) * max(height - 0.85, 0.0)
         pivot = _vector(across * size, -height * size, forward * size)
         offset = (upright @ pivot[..., None]).squeeze(-1) + (
-            turn @ _vector(none, reach * size, 0.0)[..., None]
+            turn @ _vector(none, reach * size, ahead * size)[..., None]
         ).squeeze(-1)
         half_size = _vector(half[0] * size, half[1] * size, half[2] * size)
         parts.add(
@@ -604,6 +606,7 @@ def _add_walkers(parts: _Parts, draw: _Draw, objects: Objects) -> None:
     limb(BALL, shading.HEAD, (0.0, 1.6), none, 0.0, (0.1, 0.13, 0.115), hair, skin)
     for side in (-1.0, 1.0):
         limb(CYLINDER, shading.CLOTH, (0.1 * side, 0.86), side * stride, 0.43, (0.075, 0.43, 0.085), legs, legs)
+        limb(BOX, shading.PLAIN, (0.1 * side, 0.86), side * stride, 0.83, (0.05, 0.04, 0.13), shoes, shoes, ahead=0.07)
         limb(CYLINDER, shading.CLOTH, (0.26 * side, 1.42), -0.8 * side * stride, 0.3, (0.05, 0.3, 0.05), shirt, shirt)
 
 
