@@ -299,13 +299,16 @@ def train(
     config: Annotated[str, typer.Option(metavar="NAME", help="Sizes of the network.")] = "street",
     device: Annotated[str, typer.Option(metavar="cuda|cpu", help="cpu is slow, and good for a try.")] = "cuda",
     steps: Annotated[int, typer.Option(metavar="N", help="Length of the training.")] = 10_000,
-    batch: Annotated[int, typer.Option(metavar="N", help="Photographs per step.")] = 8,
+    batch: Annotated[int, typer.Option(metavar="N", help="Streets per step.")] = 16,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights and data.")] = 0,
-    resume: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Go on from there.")] = None,
+    resume: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Go on from this training.pt.")] = None,
+    refine: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Start from this checkpoint; keep how it sees, learn motion.")
+    ] = None,
 ) -> None:
     """Train a network on its world. Needs edge4d[export], and edge4d[train] for CUDA."""
     trainer = _export_module(f"train.{_module_name(system)}")
-    trainer.train(config, out=output, device=device, steps=steps, batch=batch, seed=seed, resume=resume)
+    trainer.train(config, out=output, device=device, steps=steps, batch=batch, seed=seed, resume=resume, refine=refine)
     print(output)
 
 

@@ -71,7 +71,11 @@ def evaluate(
     for done, name in enumerate(world.sequences, 1):
         sequence = world.sequence(name)
         scene = pipeline.generate(
-            sequence.photo, intrinsics=world.intrinsics, temperature=0.0, size=world.size, background=background
+            sequence.photo,
+            intrinsics=sequence.cameras[0].intrinsics,
+            temperature=0.0,
+            size=world.size,
+            background=background,
         )
         _score(scores, scene, sequence, frames)
         if progress:

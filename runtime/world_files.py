@@ -1,9 +1,10 @@
 """Reads a folder of worlds: photographs with the true frames, depth and cameras along a path.
 
     world.json              {"format": 1, "world", "seed", "fps", "frames": T, "size": [W, H],
-                            "intrinsics": [fx, fy, cx, cy] in pixels, "sequences": [NAME, …], …}
+                            "sequences": [NAME, …], …}
     NAME/photo.png          the photograph, 8-bit RGB: t = 0, identity pose
     NAME/cameras.npy        [T,4,4] camera-to-world, relative to the photograph's camera, metres
+    NAME/Ks.npy             [T,3,3] intrinsics in pixels
     NAME/times.npy          [T] seconds, the first one 0
     NAME/frames/0000.png    the true frames; 0000 is the photograph
     NAME/frames_depth.npy   [T,H,W] metres along z
@@ -16,7 +17,6 @@ does not get to see.
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -75,7 +75,6 @@ class World:
     fps: float
     frames: int
     size: tuple[int, int]
-    intrinsics: tuple[float, float, float, float]
     sequences: tuple[str, ...]
 
     @classmethod
@@ -94,7 +93,6 @@ class World:
             fps=_number(node, "fps", 0.1, 1000.0),
             frames=int(_number(node, "frames", 2, MAX_FRAMES)),
             size=_size(node),
-            intrinsics=_intrinsics(node),
             sequences=_sequence_names(node),
         )
 
@@ -104,15 +102,15 @@ class World:
         width, height = self.size
         maps = (self.frames, height, width)
         poses = _expect(read_npy(folder / "cameras.npy", InvalidWorld), "cameras.npy", (self.frames, 4, 4))
+        Ks = _expect(read_npy(folder / "Ks.npy", InvalidWorld), "Ks.npy", (self.frames, 3, 3))
         times = _expect(read_npy(folder / "times.npy", InvalidWorld), "times.npy", (self.frames,)).astype(np.float64)
         if not np.isfinite(times).all() or times[0] != 0 or (np.diff(times) <= 0).any():
             raise InvalidWorld(f"The times of {folder} do not rise from 0.", note=f"They begin {times[:3].tolist()}.")
-        camera = Camera.from_intrinsics(width, height, *self.intrinsics)
         return WorldSequence(
             folder=folder,
             name=name,
             photo=_picture(folder / "photo.png", (height, width, 3)),
-            cameras=tuple(camera.with_pose(pose) for pose in poses),
+            cameras=tuple(Camera(width, height, K, pose) for K, pose in zip(Ks, poses)),
             times=times,
             depth=_expect(read_npy(folder / "frames_depth.npy", InvalidWorld), "frames_depth.npy", maps),
             moving=_expect(read_npz(folder / "frames_moving.npz", InvalidWorld), "frames_moving.npz", maps).astype(
@@ -153,23 +151,14 @@ def _number(node: dict[str, Any], key: str, low: float, high: float) -> float:
     return float(value)
 
 
-def _numbers(node: dict[str, Any], key: str, count: int) -> list[float]:
-    values = _get(node, key, list)
-    if len(values) != count or any(type(value) not in (int, float) or not math.isfinite(value) for value in values):
-        raise InvalidWorld(f"world.json needs '{key}'.", note=f"It is {str(values)[:80]}, expected {count} numbers.")
-    return [float(value) for value in values]
-
-
 def _size(node: dict[str, Any]) -> tuple[int, int]:
-    width, height = _numbers(node, "size", 2)
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise InvalidWorld("world.json has an impossible size.", note=f"{width}x{height}, at most {MAX_SIDE} each.")
-    return int(width), int(height)
-
-
-def _intrinsics(node: dict[str, Any]) -> tuple[float, float, float, float]:
-    fx, fy, cx, cy = _numbers(node, "intrinsics", 4)
-    return fx, fy, cx, cy
+    sides = _get(node, "size", list)
+    if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= MAX_SIDE for side in sides):
+        raise InvalidWorld(
+            "world.json has an impossible size.",
+            note=f"It is {str(sides)[:80]}, expected [width, height] of 1 to {MAX_SIDE} each.",
+        )
+    return sides[0], sides[1]
 
 
 def _sequence_names(node: dict[str, Any]) -> tuple[str, ...]:

@@ -53,7 +53,6 @@ def tiny_world(tmp_path: Path, tiny_bundle: Path) -> Path:
         "fps": 10.0,
         "frames": 4,
         "size": [64, 32],
-        "intrinsics": [64.0, 64.0, 32.0, 16.0],
         "sequences": names,
     }
     (folder / "world.json").write_text(json.dumps(description))
@@ -76,6 +75,7 @@ def _write_sequence(pipeline, folder: Path, trajectory: str, index: int) -> None
         Image.fromarray(photo if number == 0 else frame.image).save(folder / "frames" / f"{number:04d}.png")
     Image.fromarray(photo).save(folder / "photo.png")
     np.save(folder / "cameras.npy", np.stack([camera.c2w for camera in video.path.cameras]))
+    np.save(folder / "Ks.npy", video.path.Ks)
     np.save(folder / "times.npy", video.path.times)
     np.save(folder / "frames_depth.npy", np.stack([frame.depth for frame in frames]).astype(np.float16))
     reddish = [(frame.image[:, :, 0] > 220) & (frame.image[:, :, 1] < 100) for frame in frames]

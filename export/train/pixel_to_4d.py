@@ -1,13 +1,14 @@
 """Trains a Pixel-to-4D network on procedural streets.
 
 One step renders fresh streets: the photograph, a later frame of the same camera, and a view from elsewhere at another
-time. The network sees the photograph; its Gaussians, moved and rendered, must look like the other two. Depth, objects and
-motion, which the world knows exactly, guide it besides. Half of each batch gets noise from the motion encoder, the other
-half zeros, so that temperature 0 is trained and the noise still means something (CVAE with a KL term).
+time. The network sees the photograph; its Gaussians, moved and rendered, must look like the other two. Depth, objects
+and motion, which the world knows exactly, guide it besides. Half of each batch gets noise from the motion encoder, the
+other half zeros, so that temperature 0 is trained and the noise still means something (CVAE with a KL term).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -21,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edge4d.export.checkpoints import load_checkpoint, save_checkpoint
-from edge4d.export.models.pixel_to_4d import gaussians, street
+from edge4d.export.checkpoints import checkpoint_metadata, load_checkpoint, save_checkpoint
+from edge4d.export.models.pixel_to_4d import gaussians, street, street_config
 from edge4d.export.models.pixel_to_4d.motion import move
 from edge4d.export.train.losses import diagonal_gaussian_kl, ssim
 from edge4d.export.train.rasterize import rasterize
@@ -49,8 +50,8 @@ class Training(nn.Module):
 class Sample:
     """B streets: the photograph and two target views, [B,3,H,W] images, [B,1,H,W] depths in metres, [B,H,W] ids.
 
-    `later` is the photograph's camera at `later_time`, `other` another camera `other_viewmat` [B,4,4] (photograph's camera →
-    other camera) at `other_time` [B]. `motion` [B,64,12] and `visible` [B,64] are the true motions of the objects.
+    `later` is the photograph's camera at `later_time` [B], `other` another camera `other_viewmat` [B,4,4] (photograph's
+    camera → other camera) at `other_time` [B]. `motion` [B,64,12] and `visible` [B,64] are the true motions.
     """
 
     photo: Tensor
@@ -69,7 +70,7 @@ class Sample:
 
 
 def random_poses(count: int, generator: torch.Generator) -> Tensor:
-    """[count,4,4] poses near the photograph's camera, camera to world: a few metres ahead, a little aside, turned a little."""
+    """[count,4,4] poses, camera to world: a few metres ahead of the photograph's camera, a little aside and turned."""
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
@@ -208,7 +209,7 @@ def image_loss(rendered: Tensor, target: Tensor, moving: Tensor) -> Tensor:
 
 
 def render_views(scene: gaussians.DynamicGaussians, sample: Sample) -> tuple[Tensor, Tensor]:
-    """The two target views as the network's Gaussians show them, [2B,3,H,W] and depths [2B,1,H,W]: `later`, then `other`."""
+    """The target views as the Gaussians show them, `later`, then `other`: [2B,3,H,W], and depths [2B,1,H,W]."""
     count = len(sample.photo)
     height, width = sample.photo.shape[2:]
     moved = [move(scene, t) for t in (sample.later_time, sample.other_time)]
@@ -218,8 +219,9 @@ def render_views(scene: gaussians.DynamicGaussians, sample: Sample) -> tuple[Ten
     K[:, 2, 2] = 1
     still = torch.eye(4, device=means.device).expand(count, 4, 4)
     viewmats = torch.cat([still, sample.other_viewmat])
-    twice = [torch.cat([value, value]) for value in (scene.scales, scene.opacities, scene.colors)]
-    image, _, depth = rasterize(means, quats, *twice, viewmats[:, None], torch.cat([K, K])[:, None], width, height)
+    scales, opacities, colors = (torch.cat([value, value]) for value in (scene.scales, scene.opacities, scene.colors))
+    Ks = torch.cat([K, K])
+    image, _, depth = rasterize(means, quats, scales, opacities, colors, viewmats[:, None], Ks[:, None], width, height)
     return image[:, 0].permute(0, 3, 1, 2), depth[:, 0].permute(0, 3, 1, 2)
 
 
@@ -360,7 +362,7 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
 
 
 def train(
-    config: street.StreetConfig,
+    name: str,
     *,
     out: Path,
     device: str = "cuda",
@@ -374,44 +376,50 @@ def train(
     refine: Path | None = None,
     log_every: int = 100,
 ) -> Path:
-    """Trains from scratch, or on from `resume`, and writes `checkpoint.safetensors`, `training.pt` and `log.jsonl` to `out`.
+    """Trains and writes `checkpoint.safetensors`, `training.pt` (to resume from) and `log.jsonl`.
 
     Args:
-        config: which network.
+        name: "street" or "tiny".
         out: folder, made when missing.
         device: "cuda" renders with gsplat, "cpu" with the slow rasterizer.
         steps: length of the schedule. minutes: leaves off after so long; `resume` goes on.
         batch: streets per step. size: width and height of the pictures.
         seed: of weights, streets and views.
         resume: a `training.pt`.
-        refine: a checkpoint to start from; its perception is kept, and the time goes into motion: 3 replayed photographs
-            for each rendered street.
+        refine: a checkpoint to start from; its perception is kept, and the time goes into motion: 3 replayed
+            photographs for each rendered street.
 
     Returns:
         The path of the checkpoint: the moving average of the weights.
+
+    Raises:
+        InvalidRequest: no such network. InvalidCheckpoint: `refine` does not fit it.
+        BackendUnavailable: on a GPU without gsplat.
     """
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     target = torch.device(device)
     out.mkdir(parents=True, exist_ok=True)
-    model = Training(config)
+    model = Training(street_config(name))
     replay = None
     if refine is not None:
         load_checkpoint(model, refine)
         model.perceive.requires_grad_(False)
         replay = Replay(128 * batch)
-    model = model.to(target).to(memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(
-        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998), use_buffers=True
-    )
+    model = model.to(target).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shadow: Training = copy.deepcopy(model).eval().requires_grad_(False)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=peak_rate, weight_decay=1e-4)
+    about: dict[str, Any] = {"world": "street", "cues": list(world.CUES), "network": name}
+    about.update({"seed": seed, "batch": batch, "size": list(size), "schedule": steps})
+    if refine is not None:
+        about["refined_from"] = checkpoint_metadata(refine)
     first = 0
     if resume is not None:
         state = torch.load(resume, map_location=target, weights_only=True)
         model.load_state_dict(state["model"])
-        average.load_state_dict(state["average"])
+        shadow.load_state_dict(state["shadow"])
         optimizer.load_state_dict(state["optimizer"])
         first = state["step"]
     generator = torch.Generator().manual_seed(seed + first)
@@ -425,18 +433,20 @@ def train(
                 model.perceive.eval()
             terms = losses(model, sample, generator, replay=replay, replayed=3 * batch)
             optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()
+            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(learned, 2.0)
             optimizer.step()
-            average.update_parameters(model)
+            average(shadow, model)
             late = time.monotonic() - began > 60 * minutes
             done = late or step == steps - 1
             if done or step % log_every == log_every - 1:
                 entry: dict[str, Any] = {"step": step + 1, "seconds": round(time.monotonic() - began, 1)}
                 entry.update({name: round(value.item(), 4) for name, value in terms.items()})
                 if done or (step + 1) % (10 * log_every) == 0:
-                    entry.update(validate(average.module, target, *size))
-                    save(out, model, average, optimizer, step + 1)
+                    entry.update(validate(shadow, target, *size))
+                    save(out, model, shadow, optimizer, step + 1)
+                    about["steps"] = step + 1
+                    save_checkpoint(shadow, out / "checkpoint.safetensors", metadata=about)
                 log.write(json.dumps(entry) + "\n")
                 log.flush()
                 print(json.dumps(entry), flush=True)
@@ -445,8 +455,17 @@ def train(
     return out / "checkpoint.safetensors"
 
 
-def save(out: Path, model: nn.Module, average: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes what training needs to go on, and the averaged weights as the checkpoint."""
-    state = {"model": model, "average": average, "optimizer": optimizer}
-    torch.save({**{name: part.state_dict() for name, part in state.items()}, "step": step}, out / "training.pt")
-    save_checkpoint(average.module, out / "checkpoint.safetensors")
+@torch.no_grad()
+def average(shadow: nn.Module, model: nn.Module) -> None:
+    """Moves `shadow` a little towards `model`: the moving average of weights and statistics over about 500 steps."""
+    for kept, new in zip(shadow.state_dict().values(), model.state_dict().values()):
+        if kept.is_floating_point():
+            kept.lerp_(new, 0.002)
+        else:
+            kept.copy_(new)
+
+
+def save(out: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes what training needs to go on."""
+    state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "step": step}, out / "training.pt")

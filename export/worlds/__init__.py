@@ -1,0 +1,7 @@
+"""Procedural worlds: data to train and test on, with exact truth."""
+
+from __future__ import annotations
+
+from edge4d.export.worlds.world_from_streets import WORLDS, write_world
+
+__all__ = ["WORLDS", "write_world"]

@@ -1,11 +1,11 @@
 """Casts camera rays against boxes, cylinders and ellipsoids, for a batch of scenes at once.
 
-Every primitive is a unit shape under an affine map: a box |x|,|y|,|z| ≤ 1, a cylinder of radius 1 around y with |y| ≤ 1,
-a ball of radius 1. A ray is carried into the primitive's own frame, where the test is short and the ray parameter is
-unchanged.
+Every primitive is a unit shape under an affine map: a box |x|,|y|,|z| ≤ 1, a cylinder of radius 1 around y with
+|y| ≤ 1, a ball of radius 1. A ray is carried into the primitive's own frame, where the test is short and the ray
+parameter is unchanged.
 
-Work is proportional to what can be seen: the projected bounding box of each primitive selects 16×16 pixel tiles, and only
-those (tile, primitive) pairs are tested.
+Work is proportional to what can be seen: the projected bounding box of each primitive selects 16×16 pixel tiles, and
+only those (tile, primitive) pairs are tested.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 
 def fused(function: _F) -> _F:
-    """Compiles chains of small operations into few kernels where there is a GPU; elsewhere compiling costs more than it saves."""
+    """Compiles chains of small operations where there is a GPU; elsewhere compiling costs more than it saves."""
     return torch.compile(function, dynamic=True) if torch.cuda.is_available() else function  # type: ignore[return-value]
 
 
@@ -67,7 +67,7 @@ class Hits:
 
     Attributes:
         index: [S, R] primitive slot, or NO_HIT.
-        distance: [S, R] ray parameter, infinite for NO_HIT. Directions have unit z in the camera frame, so it is the depth.
+        distance: [S, R] ray parameter, infinite for NO_HIT; directions have unit z in the camera, so it is depth.
         local: [S, R, 3] the point in the frame of the primitive, inside the unit shape.
         normal: [S, R, 3] outward unit normal, street frame.
     """
@@ -183,14 +183,14 @@ def _to_local(axes: Tensor, half: Tensor, vectors: Tensor) -> Tensor:
 
 
 def _key(distance: Tensor, hit: Tensor, slot: Tensor) -> Tensor:
-    """Positive floats compare like their bits, so distance and slot fit one integer, and the nearest hit is a minimum."""
+    """Positive floats compare like their bits: distance and slot fit one integer, the nearest hit is a minimum."""
     key = (distance.view(torch.int32).long() << 32) | slot[:, None]
     return torch.where(hit & (distance > _NEAR), key, _EMPTY_KEY)
 
 
 @fused
 def _box(offset: Tensor, directions: Tensor, axes: Tensor, half: Tensor, slot: Tensor) -> Tensor:
-    """Keys [Q, 256] of rays from `offset` [Q, 3] along `directions` [Q, 256, 3] that enter |x|,|y|,|z| ≤ 1 (slab test)."""
+    """Keys [Q, 256] of rays from `offset` [Q, 3] along `directions` [Q, 256, 3] into |x|,|y|,|z| ≤ 1 (slab test)."""
     o = _to_local(axes, half, offset)[:, None]
     d = _to_local(axes[:, None], half[:, None], directions)
     inverse = 1.0 / torch.where(d.abs() < 1e-9, 1e-9, d)
@@ -212,7 +212,7 @@ def _ball(offset: Tensor, directions: Tensor, axes: Tensor, half: Tensor, slot: 
 
 @fused
 def _cylinder(offset: Tensor, directions: Tensor, axes: Tensor, half: Tensor, slot: Tensor) -> Tensor:
-    """Keys of rays that enter x² + z² ≤ 1, |y| ≤ 1: the later of entering the tube and the slab; arguments as for `_box`."""
+    """Keys of rays into x² + z² ≤ 1, |y| ≤ 1: the later of entering tube and slab; arguments as for `_box`."""
     ox, oy, oz = _to_local(axes, half, offset)[:, None].unbind(-1)
     dx, dy, dz = _to_local(axes[:, None], half[:, None], directions).unbind(-1)
     a = (dx * dx + dz * dz).clamp_min(1e-12)

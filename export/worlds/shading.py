@@ -47,8 +47,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Standing:
-    """Where the O objects of S scenes touch the ground: places [S, O, 3], yaw [S, O] radians, extent [S, O, 2] half width
-    and half length, present [S, O]."""
+    """Where the O objects of S scenes touch the ground.
+
+    places [S, O, 3], yaw [S, O] radians, extent [S, O, 2] half width and half length, present [S, O].
+    """
 
     places: Tensor
     yaw: Tensor
@@ -304,7 +306,7 @@ def contact_shadows(s: Surfels, standing: Standing) -> Tensor:
 
 @fused
 def _shadows(points: Tensor, scene: Tensor, places: Tensor, turn: Tensor, size: Tensor, present: Tensor) -> Tensor:
-    """points [Q, 3], scene [Q]; places [S, O, 3], turn [S, O, 2] cosine and sine of the heading, size [S, O, 2], present [S, O]."""
+    """points [Q, 3], scene [Q]; places [S, O, 3], cosine and sine of the heading and size [S, O, 2], present [S, O]."""
     light = torch.ones_like(points[:, 0])
     for o in range(places.shape[1]):
         x, z = points[:, 0] - places[scene, o, 0], points[:, 2] - places[scene, o, 2]

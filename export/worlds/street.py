@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -94,6 +95,17 @@ class Street:
             self.camera.to(device),
         )
 
+    def repeated(self, index: int, count: int) -> Street:
+        """One of the scenes, `count` times."""
+        rows = torch.full((count,), index)
+        return Street(
+            _rows(self.primitives, rows),
+            _rows(self.objects, rows),
+            _rows(self.look, rows),
+            self.fov[rows],
+            self.camera[rows],
+        )
+
     def intrinsics(self, width: int, height: int) -> Tensor:
         """[S, 4] fx, fy, cx, cy in pixels of a width × height image."""
         fx = 0.5 * width / torch.tan(0.5 * self.fov)
@@ -129,6 +141,16 @@ def evaluation_streets(seed: int, count: int) -> Street:
 def _key(domain: int, seed: int, index: int) -> tuple[int, int]:
     """128-bit key of a scene's random numbers; training and evaluation differ in a bit of their own and never meet."""
     return (domain << 63) | (seed & ((1 << 63) - 1)), index
+
+
+_PER_SLOT = ("shape", "material", "owner")  # the same in every scene
+_Part = TypeVar("_Part", Primitives, Objects, Look)
+
+
+def _rows(part: _Part, rows: Tensor) -> _Part:
+    """These scenes of a part of a street."""
+    chosen: _Part = replace(part, **{name: value[rows] for name, value in vars(part).items() if name not in _PER_SLOT})
+    return chosen
 
 
 class _Draw:
@@ -182,7 +204,7 @@ class _Parts:
         traits: Tensor | None = None,
         owner: Tensor | None = None,
     ) -> None:
-        """n slots: present [S, n], centres, half and colors [S, n, 3], axes [S, n, 3, 3], traits [S, n, 4], owner [n]."""
+        """n slots: present [S, n], centres, half, colors [S, n, 3], axes [S, n, 3, 3], traits [S, n, 4], owner [n]."""
         n = present.shape[1]
         columns = {
             "shape": torch.full((n,), shape),
@@ -200,16 +222,15 @@ class _Parts:
 
     def joined(self) -> Primitives:
         """All slots as one set."""
-        per_slot = ("shape", "material", "owner")
         return Primitives(
-            **{name: torch.cat(values, 0 if name in per_slot else 1) for name, values in self.columns.items()}
+            **{name: torch.cat(values, 0 if name in _PER_SLOT else 1) for name, values in self.columns.items()}
         )
 
 
 def _vector(x: Tensor, y: Tensor | float, z: Tensor | float) -> Tensor:
-    return torch.stack(
-        torch.broadcast_tensors(x, torch.as_tensor(y, dtype=x.dtype), torch.as_tensor(z, dtype=x.dtype)), -1
-    )
+    """[..., 3]; y and z may be numbers or anything that broadcasts with x."""
+    zero = torch.zeros_like(x + y + z)
+    return torch.stack([zero + x, zero + y, zero + z], -1)
 
 
 def _sample(keys: list[tuple[int, int]]) -> Street:
@@ -329,7 +350,7 @@ def _add_trees_and_posts(parts: _Parts, draw: _Draw, road: Tensor) -> None:
 
 
 def _sample_camera(draw: _Draw, half: Tensor, lanes: Tensor) -> tuple[Tensor, Tensor]:
-    """Camera to street [S, 4, 4] and horizontal field of view [S] (radians): mostly from a lane, sometimes from a pavement."""
+    """Camera to street [S, 4, 4] and field of view [S] (radians): mostly from a lane, sometimes from a pavement."""
     on_pavement = draw.chance(0.25)
     lane_x = 1.9 + 3.4 * (draw.uniform(0, 1) * lanes).floor() + draw.uniform(-0.8, 0.8)
     side = draw.sign()
@@ -579,7 +600,7 @@ def _add_walkers(parts: _Parts, draw: _Draw, objects: Objects) -> None:
         accent: Tensor,
         ahead: float = 0.0,
     ) -> None:
-        """A part whose centre hangs `reach` metres below and `ahead` of a joint (sideways, height) and swings about it."""
+        """A part whose centre hangs `reach` metres below and `ahead` of a joint (sideways, height), swinging."""
         across, height = joint
         turn = upright @ about_x(swing)
         # Leaning carries joints above the hips forward.

@@ -23,6 +23,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("photo.png", "frames/0000.png", "frames/0001.png", "frames/0002.png"):
         Image.fromarray(np.full((6, 8, 3), len(name), np.uint8)).save(sequence / name)
     np.save(sequence / "cameras.npy", np.tile(np.eye(4), (3, 1, 1)))
+    np.save(sequence / "Ks.npy", np.tile([[8.0, 0, 4], [0, 8, 3], [0, 0, 1]], (3, 1, 1)))
     np.save(sequence / "times.npy", np.arange(3) / 12)
     np.save(sequence / "frames_depth.npy", np.full((3, 6, 8), 5.0, np.float16))
     np.savez_compressed(sequence / "frames_moving.npz", np.zeros((3, 6, 8), bool))
@@ -38,7 +39,6 @@ def describe(folder: Path, **changes: object) -> None:
         "fps": 12.0,
         "frames": 3,
         "size": [8, 6],
-        "intrinsics": [8.0, 8.0, 4.0, 3.0],
         "sequences": ["a"],
     }
     (folder / "world.json").write_text(json.dumps({**description, **changes}))
@@ -69,7 +69,6 @@ def test_reads_a_world(folder):
         {"size": [8]},
         {"size": [8, 10**9]},
         {"size": [8, "6"]},
-        {"intrinsics": [8.0, 8.0, 4.0, float("nan")]},
         {"sequences": []},
         {"sequences": ["a", "a"]},
         {"sequences": ["../a"]},
@@ -102,6 +101,8 @@ def test_there_is_no_world(tmp_path):
         ("cameras.npy", np.zeros((2, 4, 4))),
         ("cameras.npy", np.zeros((3, 4, 4))),
         ("cameras.npy", np.full((3, 4, 4), np.nan)),
+        ("Ks.npy", np.zeros((3, 3, 3))),
+        ("Ks.npy", np.zeros((3, 4))),
         ("times.npy", np.array([0.0, 0.1, 0.1])),
         ("times.npy", np.array([0.1, 0.2, 0.3])),
         ("times.npy", np.array([0.0, np.nan, 0.3])),

@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from edge4d.runtime.bundle import TensorSpec
+
 GROUPS = 64
 CANONICAL_CHANNELS = 14  # offset 3, opacity 1, scale 3, rotation 4, colour 3
 MOTION_CHANNELS = 12  # velocity 3, acceleration 3, angular velocity 3, angular acceleration 3
@@ -195,4 +197,15 @@ def dynamic_gaussians(
         acceleration=acceleration,
         angular_velocity=angular_velocity,
         angular_acceleration=angular_acceleration,
+    )
+
+
+def core_outputs(layers: int, groups: int) -> tuple[TensorSpec, ...]:
+    """The outputs of the `core` stage as a bundle describes them, in the order of `DynamicGaussians`."""
+    gaussian = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "colors": (3,)}
+    N = f"{layers}*H*W"
+    return (
+        *(TensorSpec(name, "float32", (1, N, *channels)) for name, channels in gaussian.items()),
+        TensorSpec("groups", "int32", (1, N)),
+        *(TensorSpec(name, "float32", (1, groups, 3)) for name in DynamicGaussians._fields[6:]),
     )

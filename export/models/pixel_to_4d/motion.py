@@ -13,8 +13,8 @@ def rotation_matrices(rotvecs: Tensor) -> Tensor:
     angle = rotvecs.square().sum(-1, keepdim=True).clamp_min(1e-12).sqrt()[..., None]
     zero = torch.zeros_like(rotvecs[..., 0])
     x, y, z = rotvecs.unbind(-1)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-    identity = torch.eye(3, device=rotvecs.device, dtype=rotvecs.dtype)
+    cross = torch.unflatten(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1), -1, (3, 3))
+    identity: Tensor = torch.eye(3, device=rotvecs.device, dtype=rotvecs.dtype)
     return identity + torch.sin(angle) / angle * cross + (1 - torch.cos(angle)) / angle.square() * (cross @ cross)
 
 
@@ -27,7 +27,7 @@ def quaternions(rotvecs: Tensor) -> Tensor:
 def multiply(p: Tensor, q: Tensor) -> Tensor:
     """Hamilton product of quaternions wxyz, [..., 4]."""
     pw, pv, qw, qv = p[..., :1], p[..., 1:], q[..., :1], q[..., 1:]
-    vector = pw * qv + qw * pv + torch.linalg.cross(*torch.broadcast_tensors(pv, qv))
+    vector = pw * qv + qw * pv + torch.linalg.cross(pv, qv)
     return torch.cat([pw * qw - (pv * qv).sum(-1, keepdim=True), vector], -1)
 
 

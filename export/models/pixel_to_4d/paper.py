@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from edge4d.export.models.pixel_to_4d import gaussians
 from edge4d.export.models.pixel_to_4d.gaussians import CANONICAL_CHANNELS, MOTION_CHANNELS, DynamicGaussians
 from edge4d.export.onnx_from_torch import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
+from edge4d.runtime.camera import Camera
 
 
 @dataclass(frozen=True)
@@ -245,6 +247,25 @@ class Paper(nn.Module):
         super().__init__()
         self.dino = Dino(teacher)
         self.core = PaperCore(config)
+        self.provenance: Mapping[str, Any] = {"weights": "random"}
+
+    def description(self) -> dict[str, Any]:
+        """What `bundle_from_model` puts into the bundle besides the stages."""
+        config = self.core.config
+        return {
+            "system": "pixel_to_4d",
+            "config": {
+                "layers": config.layers,
+                "groups": config.groups,
+                "noise_channels": config.noise_channels,
+                "size": [448, 256],
+                "frames": 14,
+                "fps": 10,
+            },
+            "camera": Camera.from_fov(448, 256, 60.0),
+            "licence": "Apache-2.0",
+            "provenance": self.provenance,
+        }
 
     def stages(self) -> list[ExportStage]:
         """The stages `dino` and `core`, for photographs of 64×64 to 1024×512."""
@@ -266,22 +287,12 @@ class Paper(nn.Module):
                 "core",
                 self.core.eval(),
                 core_inputs,
-                _core_outputs(config),
+                gaussians.core_outputs(config.layers, config.groups),
                 axes,
                 lambda sizes: _core_example(config, grid, sizes),
                 fp32_scopes=("lift",),
             ),
         ]
-
-
-def _core_outputs(config: PaperConfig) -> tuple[TensorSpec, ...]:
-    gaussian = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "colors": (3,)}
-    N = f"{config.layers}*H*W"
-    return (
-        *(TensorSpec(name, "float32", (1, N, *channels)) for name, channels in gaussian.items()),
-        TensorSpec("groups", "int32", (1, N)),
-        *(TensorSpec(name, "float32", (1, config.groups, 3)) for name in DynamicGaussians._fields[6:]),
-    )
 
 
 def _dino_example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:

@@ -2,7 +2,7 @@
 
 `Perceive` sees depth and objects in the photograph; a simulator that knows them replaces it. `StreetCore` turns
 photograph, depth and object ids into Gaussians with motion. It follows Pixel-to-4D (arXiv 2601.00678): K Gaussians per
-pixel, a static decoder, a dynamic decoder conditioned on noise (CVAE), motion averaged within each object. Its own choices:
+pixel, a static decoder, a dynamic decoder conditioned on noise (CVAE), motion averaged within each object. Its own:
 scales and offsets are in pixel footprints, the first layer's colour is the photograph's plus a correction, and only the
 first layer moves, so that what an object hides stays where it is.
 """
@@ -10,7 +10,9 @@ first layer moves, so that what an object hides stays where it is.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,10 @@ from torch.nn import functional
 
 from edge4d.export.models.layers.unet import ConvNorm, Residual, UNet, upsample
 from edge4d.export.models.pixel_to_4d import gaussians
-from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians
+from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians, core_outputs
+from edge4d.export.onnx_from_torch import ExportStage
+from edge4d.runtime.bundle import Axis, TensorSpec
+from edge4d.runtime.camera import Camera
 
 FAR = 150.0  # metres; where the sky is put
 _NEAREST = 0.3
@@ -61,7 +66,7 @@ TINY = StreetConfig(
 
 
 def camera_rays(intrinsics: Tensor, like: Tensor) -> Tensor:
-    """x/z and y/z of the ray through each pixel, [B, 2, H, W]; tells a network the field of view and where the horizon may be.
+    """x/z and y/z of the ray through each pixel, [B, 2, H, W]; tells a network the field of view, and so sizes.
 
     Args:
         intrinsics: [B, 4] fx, fy, cx, cy in pixels.
@@ -73,7 +78,7 @@ def camera_rays(intrinsics: Tensor, like: Tensor) -> Tensor:
 
 
 class Inputs(nn.Module):
-    """What a network sees: normalised colour, rays, and for the core also depth and the mask of objects. Kept in float32."""
+    """What a network sees: colour, rays, and for the core also depth and the mask of objects. Kept in float32."""
 
     def forward(
         self, image: Tensor, intrinsics: Tensor, depth: Tensor | None = None, instances: Tensor | None = None
@@ -94,8 +99,8 @@ def _normalised(image: Tensor) -> Tensor:
 class Perception(nn.Module):
     """Maps from which depth and objects are read; trained directly.
 
-    Outputs: log depth [B,1,H,W], object logits [B,1,H,W], centre logits [B,1,H/4,W/4], offsets (x, y) to the object's centre
-    [B,2,H/2,W/2] in units of CENTRE_UNIT pixels.
+    Outputs: log depth [B,1,H,W], object logits [B,1,H,W], centre logits [B,1,H/4,W/4], offsets (x, y) to the object's
+    centre [B,2,H/2,W/2] in units of CENTRE_UNIT pixels.
     """
 
     def __init__(self, config: StreetConfig) -> None:
@@ -106,7 +111,7 @@ class Perception(nn.Module):
         self.fine = nn.Sequential(ConvNorm(widths[0], widths[0]), nn.Conv2d(widths[0], 2, 3, 1, 1))
         self.offset = nn.Sequential(ConvNorm(widths[1], widths[1]), nn.Conv2d(widths[1], 2, 3, 1, 1))
         self.centre = nn.Sequential(ConvNorm(widths[2], widths[2]), nn.Conv2d(widths[2], 1, 3, 1, 1))
-        nn.init.constant_(self.centre[-1].bias, -4.0)  # centres are rare: start from "none"
+        self.centre[-1].bias.data.fill_(-4.0)  # type: ignore[operator]  # centres are rare: start from none
 
     def forward(self, image: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """image [B,3,H,W] in 0..1, intrinsics [B,4] in pixels."""
@@ -214,7 +219,7 @@ class Lift(nn.Module):
         canonical, steps = torch.split(raw, [k * gaussians.CANONICAL_CHANNELS, k - 1], 1)
         depths = gaussians.layer_depths(depth, steps + (0.15 * depth).log())
         footprint = (depths / intrinsics[:, 0].reshape(-1, 1, 1, 1))[:, :, None]  # metres that a pixel covers
-        offset, opacity, scale, rotation, color = torch.split(canonical.unflatten(1, (k, -1)), [3, 1, 3, 4, 3], 2)
+        offset, opacity, scale, rotation, color = torch.split(canonical, [3, 1, 3, 4, 3], 2)
         scale = scale.clamp(-4, 3) + (0.6 * footprint).log() - math.log(0.01)
         color = color + ((image - 0.5) / gaussians.SH_C0)[:, None]
         units = torch.cat([2 * footprint * offset, opacity + 3.0, scale, rotation, color], 2)
@@ -245,8 +250,8 @@ class StreetCore(nn.Module):
         self.motion = nn.Sequential(Residual(m), nn.Conv2d(m, gaussians.MOTION_CHANNELS, 3, 1, 1))
         self.lift = Lift(config)
         for head in (self.dec_s[-1], self.motion[-1]):
-            nn.init.normal_(head.weight, std=1e-3)
-            nn.init.zeros_(head.bias)
+            head.weight.data.normal_(std=1e-3)  # type: ignore[operator]
+            head.bias.data.zero_()  # type: ignore[operator]
 
     def forward(
         self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
@@ -261,7 +266,8 @@ class StreetCore(nn.Module):
             intrinsics: [B,4] fx, fy, cx, cy in pixels.
         """
         raw, motion = self.maps(image, depth, instances, noise, intrinsics)
-        return self.lift(raw, motion, image, depth, instances, intrinsics)
+        lifted: DynamicGaussians = self.lift(raw, motion, image, depth, instances, intrinsics)
+        return lifted
 
     def maps(
         self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
@@ -272,3 +278,78 @@ class StreetCore(nn.Module):
         for block, skip in zip(self.dec_d, (features[3], features[2])):
             motion = block(torch.cat([upsample(motion), skip], 1))
         return self.dec_s(features[0]), self.motion(motion)
+
+
+class Street(nn.Module):
+    """What is exported: `perceive` and `core`.
+
+    Attributes:
+        provenance: how the weights came to be; goes into the bundle.
+    """
+
+    def __init__(self, config: StreetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.perceive = Perceive(config)
+        self.core = StreetCore(config)
+        self.provenance: Mapping[str, Any] = {"weights": "random"}
+
+    def stages(self) -> list[ExportStage]:
+        """The stages `perceive` and `core`, for photographs of 64×64 to 1024×512."""
+        axes = (Axis("H", 64, 256, 512, 32), Axis("W", 64, 448, 1024, 32))
+        image = TensorSpec("image", "float32", (1, 3, "H", "W"))
+        intrinsics = TensorSpec("intrinsics", "float32", (1, 4))
+        depth = TensorSpec("depth", "float32", (1, 1, "H", "W"))
+        instances = TensorSpec("instances", "int32", (1, "H", "W"))
+        noise = TensorSpec("noise", "float32", (1, self.config.noise_channels, "H/16", "W/16"))
+        return [
+            ExportStage(
+                "perceive",
+                self.perceive.eval(),
+                (image, intrinsics),
+                (depth, instances),
+                axes,
+                _perceive_example,
+                fp32_scopes=("perception.prepare", "readout"),
+            ),
+            ExportStage(
+                "core",
+                self.core.eval(),
+                (image, depth, instances, noise, intrinsics),
+                core_outputs(self.config.layers, self.config.groups),
+                axes,
+                self._core_example,
+                fp32_scopes=("prepare", "lift"),
+            ),
+        ]
+
+    def description(self) -> dict[str, Any]:
+        """What `bundle_from_model` puts into the bundle besides the stages."""
+        config = {
+            "layers": self.config.layers,
+            "groups": self.config.groups,
+            "noise_channels": self.config.noise_channels,
+            "size": [448, 256],
+            "frames": 24,
+            "fps": 12,
+        }
+        return {
+            "system": "pixel_to_4d",
+            "config": config,
+            "camera": Camera.from_fov(448, 256, 60.0),
+            "licence": "Apache-2.0",
+            "provenance": self.provenance,
+        }
+
+    def _core_example(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        H, W = sizes["H"], sizes["W"]
+        image, intrinsics = _perceive_example(sizes)
+        depth, instances = self.perceive(image, intrinsics)
+        return image, depth, instances, torch.randn(1, self.config.noise_channels, H // 16, W // 16), intrinsics
+
+
+def _perceive_example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    H, W = sizes["H"], sizes["W"]
+    coarse = torch.rand(1, 3, H // 16, W // 16)
+    image = functional.interpolate(coarse, size=(H, W), mode="bilinear", align_corners=False)
+    return image, torch.tensor([[0.87 * W, 0.87 * W, 0.5 * W, 0.5 * H]])
