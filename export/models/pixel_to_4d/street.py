@@ -219,6 +219,7 @@ class Lift(nn.Module):
         canonical, steps = torch.split(raw, [k * gaussians.CANONICAL_CHANNELS, k - 1], 1)
         depths = gaussians.layer_depths(depth, steps + (0.15 * depth).log())
         footprint = (depths / intrinsics[:, 0].reshape(-1, 1, 1, 1))[:, :, None]  # metres that a pixel covers
+        canonical = torch.unflatten(canonical, 1, (k, gaussians.CANONICAL_CHANNELS))
         offset, opacity, scale, rotation, color = torch.split(canonical, [3, 1, 3, 4, 3], 2)
         scale = scale.clamp(-4, 3) + (0.6 * footprint).log() - math.log(0.01)
         color = color + ((image - 0.5) / gaussians.SH_C0)[:, None]
@@ -341,6 +342,7 @@ class Street(nn.Module):
             "provenance": self.provenance,
         }
 
+    @torch.no_grad()
     def _core_example(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
         H, W = sizes["H"], sizes["W"]
         image, intrinsics = _perceive_example(sizes)
