@@ -1,8 +1,10 @@
-"""Cuts an ONNX graph at edge4d's operators, and writes both forms with one copy of the weights."""
+"""Cuts ONNX graphs at edge4d's operators, and writes all files of a stage with one copy of the weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 
 from edge4d.export.custom_ops import PLUGIN_ATTRIBUTES
 from edge4d.kernels.ops import DOMAIN, OPERATORS
-from edge4d.runtime.bundle import Graph, OperatorStep, SessionStep
+from edge4d.runtime.bundle import Graph, OperatorStep, SessionStep, Step
 from edge4d.runtime.errors import ExportFailed
 
 _SHARED_BYTES = 1024  # smaller tensors stay in the graph, where shape inference reads them
@@ -29,19 +31,23 @@ class Part(NamedTuple):
 def cut(model: ModelProto) -> list[Part]:
     """The graph in the order to run it: what needs no operator of ours, then the operators it feeds, and so on.
 
-    A node's level is the largest number of our operators on any path to it. All other nodes of a level are one part.
+    A node's level is the largest number of our operators on any path to it. All other nodes of a level are one part. A
+    weight that a Cast makes from an initialiser is made again in every part that reads it: passed on, it would be a
+    value like any other, which a session cannot fold.
 
     Raises:
         ExportFailed: a node of our domain is not an operator that edge4d has.
     """
     model = onnx.shape_inference.infer_shapes(_with_constants_as_values(model))
     levels = _levels(model.graph)
+    casts = _weight_casts(model.graph)
     parts: list[Part] = []
     for level in range(max(levels, default=0) + 1):
         nodes = [node for node, at in zip(model.graph.node, levels, strict=True) if at == level]
-        plain = [node for node in nodes if node.domain != DOMAIN]
+        plain = [node for node in nodes if node.domain != DOMAIN and node.output[0] not in casts]
         if plain:
-            parts.append(Part(_submodel(model, plain), None))
+            read = _ordered(name for node in plain for name in node.input if name in casts)
+            parts.append(Part(_submodel(model, [*(casts[name] for name in read), *plain]), None))
         parts.extend(Part(None, node) for node in nodes if node.domain == DOMAIN)
     return parts
 
@@ -50,16 +56,26 @@ def _with_constants_as_values(model: ModelProto) -> ModelProto:
     """A copy in which our operators read no initialiser: a session makes every value that they are called with."""
     result = ModelProto()
     result.CopyFrom(model)
-    constants = {tensor.name for tensor in model.graph.initializer}
+    constants = {tensor.name for tensor in model.graph.initializer} | set(_weight_casts(model.graph))
     ours = [node for node in result.graph.node if node.domain == DOMAIN]
     read = _ordered(name for node in ours for name in node.input if name in constants)
     for node in ours:
         node.input[:] = [f"{name}.value" if name in constants else name for name in node.input]
     copies = [helper.make_node("Identity", [name], [f"{name}.value"], name=f"cut/{name}") for name in read]
-    nodes = [*copies, *result.graph.node]
+    casts = _weight_casts(result.graph)
+    others = [node for node in result.graph.node if node.output[0] not in casts]
+    nodes = [*casts.values(), *copies, *others]
     del result.graph.node[:]
     result.graph.node.extend(nodes)
     return result
+
+
+def _weight_casts(graph: GraphProto) -> dict[str, NodeProto]:
+    """The weights that are casts of an initialiser, and their nodes."""
+    constants = {tensor.name for tensor in graph.initializer}
+    outputs = {value.name for value in graph.output}
+    casts = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0] in constants}
+    return {name: node for name, node in casts.items() if name not in outputs}
 
 
 def _levels(graph: GraphProto) -> list[int]:
@@ -79,7 +95,7 @@ def _submodel(model: ModelProto, nodes: list[NodeProto]) -> ModelProto:
     read = _ordered(name for node in nodes for name in node.input if name)
     made = _ordered(name for node in nodes for name in node.output if name)
     inside = set(map(id, nodes))
-    wanted = {name for node in graph.node if id(node) not in inside for name in node.input}
+    wanted = {name for node in graph.node if id(node) not in inside for name in node.input} - set(_weight_casts(graph))
     wanted |= {value.name for value in graph.output}
     types = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
     part = helper.make_graph(
@@ -139,46 +155,71 @@ def _python_value(value: Any, kind: type) -> Any:
     return float(str(np.float32(value))) if kind is float else kind(value)
 
 
-def write_graph(model: ModelProto, folder: Path, stem: str) -> Graph:
-    """Writes `stem.onnx`; for a graph with operators of ours also its parts, and `stem.weights`, which all share."""
-    whole = folder / f"{stem}.onnx"
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def write_graphs(variants: Mapping[str, ModelProto], folder: Path, stage: str) -> dict[str, Graph]:
+    """Writes `STAGE.VARIANT.onnx` per variant, and for one with operators of ours also its parts.
+
+    Large float tensors that several of the files hold go to `STAGE.weights`, once, as ONNX external data; all others
+    stay inside.
+    """
+    models: dict[Path, ModelProto] = {}
+    graphs = {}
+    for variant, model in variants.items():
+        stem = f"{stage}.{variant}"
+        models[folder / f"{stem}.onnx"] = model
+        steps = tuple(_steps(model, folder, stem, models))
+        graphs[variant] = Graph(folder / f"{stem}.onnx", steps)
+    shared = _write_weights(models.values(), folder / f"{stage}.weights")
+    for path, model in models.items():
+        path.write_bytes(_with_external(model, shared).SerializeToString(deterministic=True))
+    return graphs
+
+
+def _steps(model: ModelProto, folder: Path, stem: str, models: dict[Path, ModelProto]) -> Iterator[Step]:
+    """The steps of a graph; adds the files that only steps have to `models`."""
     if all(node.domain != DOMAIN for node in model.graph.node):
-        step = SessionStep(whole, *_names(model))
-        _write(model, whole)
-        return Graph(whole, (step,))
-    shared = _write_weights(model, folder / f"{stem}.weights")
-    steps: list[SessionStep | OperatorStep] = []
+        yield SessionStep(folder / f"{stem}.onnx", *_names(model))
+        return
     for index, part in enumerate(cut(model)):
         if part.node is not None:
-            steps.append(_operator_step(part.node))
+            yield _operator_step(part.node)
         elif part.model is not None:
             path = folder / f"{stem}.{index}.onnx"
-            steps.append(SessionStep(path, *_names(part.model)))
-            _write(_with_external(part.model, shared), path)
-    _write(_with_external(model, shared), whole)
-    return Graph(whole, tuple(steps))
+            models[path] = part.model
+            yield SessionStep(path, *_names(part.model))
 
 
 def _names(model: ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(value.name for value in model.graph.input), tuple(value.name for value in model.graph.output)
 
 
-def _write(model: ModelProto, path: Path) -> None:
-    path.write_bytes(model.SerializeToString(deterministic=True))
+def is_large(tensor: TensorProto) -> bool:
+    """Whether a tensor is one to share: smaller ones, and whole numbers, are read by shape inference."""
+    return tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and tensor.ByteSize() >= _SHARED_BYTES
 
 
-def _write_weights(model: ModelProto, path: Path) -> dict[str, TensorProto]:
-    """Writes the large initialisers to one file; returns what stands for them in a graph beside it."""
-    large = [tensor for tensor in model.graph.initializer if tensor.ByteSize() >= _SHARED_BYTES]
-    shared: dict[str, TensorProto] = {}
-    if large:
+def _write_weights(models: Iterable[ModelProto], path: Path) -> dict[bytes, TensorProto]:
+    """Writes the tensors to share; returns, by `_identity`, what stands for each in a graph beside the file."""
+    large = [tensor for model in models for tensor in model.graph.initializer if is_large(tensor)]
+    identities = [_identity(tensor) for tensor in large]
+    count = Counter(identities)
+    tensors = {key: tensor for key, tensor in zip(identities, large, strict=True) if count[key] > 1}
+    shared: dict[bytes, TensorProto] = {}
+    if tensors:
         with path.open("wb") as file:
-            for tensor in large:
+            for key, tensor in tensors.items():
                 data = _little_endian(tensor)
                 file.write(bytes(-file.tell() % _ALIGNMENT))
-                shared[tensor.name] = _external(tensor, path.name, file.tell(), len(data))
+                shared[key] = _external(tensor, path.name, file.tell(), len(data))
                 file.write(data)
     return shared
+
+
+def _identity(tensor: TensorProto) -> bytes:
+    """Equal for tensors of the same name, type, shape and values."""
+    return hashlib.sha256(tensor.SerializeToString(deterministic=True)).digest()
 
 
 def _little_endian(tensor: TensorProto) -> bytes:
@@ -194,10 +235,12 @@ def _external(tensor: TensorProto, location: str, offset: int, length: int) -> T
     return external
 
 
-def _with_external(model: ModelProto, shared: dict[str, TensorProto]) -> ModelProto:
+def _with_external(model: ModelProto, shared: Mapping[bytes, TensorProto]) -> ModelProto:
+    if not shared:
+        return model
     result = ModelProto()
     result.CopyFrom(model)
-    tensors = [shared.get(tensor.name, tensor) for tensor in model.graph.initializer]
-    del result.graph.initializer[:]
-    result.graph.initializer.extend(tensors)
+    for tensor in result.graph.initializer:
+        if is_large(tensor):
+            tensor.CopyFrom(shared.get(_identity(tensor), tensor))
     return result

@@ -20,7 +20,7 @@ from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, nump
 from torch import Tensor, nn
 
 from edge4d.export import custom_ops
-from edge4d.export.cut import keep_operator_types, write_graph
+from edge4d.export.cut import keep_operator_types, write_graphs
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from edge4d.runtime.bundle import Axis, Stage, TensorSpec, check_stage_tensors, factors
 from edge4d.runtime.errors import ExportFailed
@@ -346,9 +346,9 @@ def _check_against_torch(stage: ExportStage, model: ModelProto, sizes: Mapping[s
 def run_onnx(stage: ExportStage, model: ModelProto, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Runs a graph of a stage as a bundle would: cut at edge4d's operators, through the ONNX Runtime backend."""
     with tempfile.TemporaryDirectory() as folder:
-        graph = write_graph(model, Path(folder), stage.name)
+        graphs = write_graphs({"fp32": model}, Path(folder), stage.name)
         axes = {axis.name: axis for axis in stage.axes}
-        runnable = Stage(stage.name, axes, stage.inputs, stage.outputs, {"fp32": graph})
+        runnable = Stage(stage.name, axes, stage.inputs, stage.outputs, graphs)
         with OnnxRuntimeBackend().stage_engine(runnable, "fp32") as engine:
             return engine.run(inputs)
 

@@ -10,6 +10,9 @@ A bundle is a folder `NAME.e4d`. `bundle.json` (UTF-8, at most 1 MiB, no duplica
                 operators inside; `steps` is the same graph cut at them, each step {onnx, inputs, outputs} or
                 {operator, inputs, outputs, attributes}, run in order.
     files       {path: {bytes, sha256}} of every file a graph needs; relative, `/` between parts, inside the folder.
+                An ONNX file may keep tensors in other files that are listed here (ONNX external data): a stage's files
+                share their large weights in `STAGE.weights`. With fp32 and fp16 these are rounded to half, once, and
+                the fp32 graph casts them to float32, in which it computes.
     camera      the default camera: {width, height, intrinsics: [fx, fy, cx, cy] in pixels}.
     licence, provenance   an SPDX expression, and an object that says how the weights came to be.
 """
@@ -30,6 +33,7 @@ from typing import Any, NoReturn, Optional, TypeVar, Union
 from edge4d.kernels.ops import OPERATORS, Operator
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.errors import InvalidBundle, InvalidCamera, InvalidRequest, PrecisionNotInBundle
+from edge4d.runtime.onnx_files import external_locations
 
 FORMAT = 1
 DESCRIPTION = "bundle.json"
@@ -391,6 +395,8 @@ def _bundle_from_json(folder: Path, node: dict[str, Any]) -> Bundle:
     paths = {path: _verified(folder, path, entry) for path, entry in files.items()}
     stages = [_stage(stage, precisions, paths) for stage in _list_of(dict, node, "stages", where)]
     _refuse_duplicates("stage", [stage.name for stage in stages])
+    for onnx in sorted({onnx for stage in stages for graph in stage.graphs.values() for onnx in _onnx_files(graph)}):
+        _check_external_data(onnx, set(paths.values()))
     return Bundle(
         folder=folder,
         system=_get(node, "system", str, where),
@@ -546,6 +552,21 @@ def _verified(folder: Path, path: str, entry: FileEntry) -> Path:
             hint=_rebuild(folder),
         )
     return found
+
+
+def _onnx_files(graph: Graph) -> set[Path]:
+    return {graph.whole, *(step.onnx for step in graph.steps if isinstance(step, SessionStep))}
+
+
+def _check_external_data(onnx: Path, files: set[Path]) -> None:
+    """ONNX Runtime opens what an ONNX file names, wherever that is: it may name verified files only."""
+    try:
+        locations = external_locations(onnx)
+    except ValueError as error:
+        _refuse(f"'{onnx.name}' is not an ONNX file.", note=f"{error}.")
+    for location in sorted(locations):
+        if onnx.parent / location not in files:
+            _refuse(f"'{onnx.name}' reads the file {_short(location)}, which is not listed in 'files'.")
 
 
 def sha256_of(path: Path) -> str:

@@ -57,11 +57,12 @@ class Render(nn.Module):
 class Plain(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(3, 2, 3, padding=1)
+        self.conv = nn.Conv2d(3, 24, 3, padding=1)
+        self.mix = nn.Conv2d(24, 2, 1)
         self.head = nn.Softplus()
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.conv(image))
+        return self.head(self.mix(self.conv(image)))
 
 
 class Model:
@@ -127,7 +128,9 @@ def test_the_bundle_runs_like_torch(bundle: Bundle, precision: str, index: int) 
     stage = Model().stages()[index]
     sizes = {"H": 48, "W": 40}  # neither traced nor compared during the export
     inputs = example_arrays(stage, sizes)
+    large = {0: "before.weight", 1: "conv.weight"}[index]  # the one weight of 1 KiB in half
     with torch.no_grad():
+        stage.module.get_parameter(large).copy_(stage.module.get_parameter(large).half())
         expected = stage.module(torch.from_numpy(inputs["image"]))
     expected = expected if isinstance(expected, tuple) else (expected,)
     with backend().engine(bundle, stage.name, precision) as engine:
@@ -137,6 +140,21 @@ def test_the_bundle_runs_like_torch(bundle: Bundle, precision: str, index: int) 
     for tensor, value in zip(stage.outputs, expected, strict=True):
         assert outputs[tensor.name].dtype == tensor.dtype
         assert np.abs(outputs[tensor.name] - value.numpy()).max() <= limit * float(value.abs().max())
+
+
+def test_large_weights_are_there_once_in_half(bundle: Bundle) -> None:
+    for index, name, large in ((0, "render", "before.weight"), (1, "plain", "conv.weight")):
+        weight = Model().stages()[index].module.get_parameter(large).detach().numpy()
+        assert (bundle.folder / f"{name}.weights").read_bytes() == weight.astype(np.float16).tobytes()
+        assert f"{name}.weights" in bundle.files
+
+
+def test_fp32_alone_has_the_weights_as_they_are(tmp_path: Path) -> None:
+    folder = write(tmp_path / "one.e4d", One(), precisions=("fp32",)).folder
+    assert sorted(path.name for path in folder.iterdir()) == ["bundle.json", "plain.fp32.onnx"]
+    weights = [onnx.numpy_helper.to_array(t) for t in onnx.load(folder / "plain.fp32.onnx").graph.initializer]
+    expected = One().stages()[0].module.conv.weight.detach().numpy()
+    assert any(np.array_equal(weight, expected) for weight in weights)
 
 
 def test_the_same_weights_give_the_same_bytes(bundle: Bundle, tmp_path: Path) -> None:

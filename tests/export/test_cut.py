@@ -13,9 +13,9 @@ pytest.importorskip("torch")
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noqa: E402
 
 from edge4d.export.custom_ops import PLUGIN_ATTRIBUTES  # noqa: E402
-from edge4d.export.cut import cut, write_graph  # noqa: E402
+from edge4d.export.cut import cut, write_graphs  # noqa: E402
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
-from edge4d.runtime.bundle import Axis, OperatorStep, SessionStep, Stage, TensorSpec  # noqa: E402
+from edge4d.runtime.bundle import Axis, Graph, OperatorStep, SessionStep, Stage, TensorSpec  # noqa: E402
 from edge4d.runtime.errors import ExportFailed  # noqa: E402
 
 BIG = np.linspace(-1, 1, 3 * 300, dtype=np.float32).reshape(3, 300)
@@ -85,21 +85,25 @@ def test_a_graph_without_our_operators_is_one_part() -> None:
     assert kinds(model_of(nodes, {"y": (TensorProto.FLOAT, ["N", 3])}, {})) == [["a"]]
 
 
+def write_graph(model: ModelProto, folder: Path) -> Graph:
+    return write_graphs({"fp32": model}, folder, "core")["fp32"]
+
+
 def stage_of(graph: object, *outputs: TensorSpec) -> Stage:
     axes = {"N": Axis("N", 4, 8, 64)}
     return Stage("cut", axes, (TensorSpec("points", "float32", ("N", 3)),), outputs, {"fp32": graph})
 
 
 def test_the_cut_graph_runs_and_shares_one_copy_of_the_weights(tmp_path: Path) -> None:
-    graph = write_graph(two_levels(), tmp_path, "core.fp32")
+    graph = write_graph(two_levels(), tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "core.fp32.0.onnx",
         "core.fp32.2.onnx",
         "core.fp32.4.onnx",
         "core.fp32.onnx",
-        "core.fp32.weights",
+        "core.weights",
     ]
-    assert (tmp_path / "core.fp32.weights").stat().st_size == BIG.nbytes
+    assert (tmp_path / "core.weights").stat().st_size == BIG.nbytes
     assert sum(path.stat().st_size for path in tmp_path.glob("*.onnx")) < BIG.nbytes
     points = np.array([[0, 0, 0], [1, 0, 0], [5, 0, 0], [2, 0, 0], [0, 3, 0]], np.float32)
     stage = stage_of(graph, TensorSpec("y", "float32", (2, 300)), TensorSpec("z", "float32", ("N", 300)))
@@ -112,7 +116,7 @@ def test_the_cut_graph_runs_and_shares_one_copy_of_the_weights(tmp_path: Path) -
 
 def test_the_whole_graph_keeps_our_operators_and_its_weights(tmp_path: Path) -> None:
     model = two_levels()
-    graph = write_graph(model, tmp_path, "core")
+    graph = write_graph(model, tmp_path)
     whole = onnx.load(graph.whole)
     assert [node.op_type for node in whole.graph.node] == [node.op_type for node in model.graph.node]
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in whole.graph.initializer}
@@ -121,14 +125,70 @@ def test_the_whole_graph_keeps_our_operators_and_its_weights(tmp_path: Path) -> 
 
 def test_without_our_operators_there_is_one_file_with_its_weights(tmp_path: Path) -> None:
     nodes = [helper.make_node("MatMul", ["points", "big"], ["y"])]
-    graph = write_graph(model_of(nodes, {"y": (TensorProto.FLOAT, ["N", 300])}, {}), tmp_path, "core")
+    graph = write_graph(model_of(nodes, {"y": (TensorProto.FLOAT, ["N", 300])}, {}), tmp_path)
     assert graph.steps == (SessionStep(graph.whole, ("points",), ("y",)),)
-    assert [path.name for path in tmp_path.iterdir()] == ["core.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["core.fp32.onnx"]
+
+
+def with_cast_weight() -> ModelProto:
+    """`two_levels` with its large weight, which two parts read, as a half and a Cast."""
+    model = two_levels()
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(BIG.astype(np.float16), "big.fp16"))
+    model.graph.node.insert(0, helper.make_node("Cast", ["big.fp16"], ["big"], name="cast/big", to=TensorProto.FLOAT))
+    return model
+
+
+def test_a_cast_weight_is_made_in_each_part_that_reads_it() -> None:
+    model = with_cast_weight()
+    assert kinds(model) == [
+        ["cast/big", "a", "e"],
+        "FarthestPointSample",
+        ["b"],
+        "FarthestPointSample",
+        ["cast/big", "c", "d"],
+    ]
+    first, _, third = (part.model.graph for part in cut(model) if part.model)
+    assert [value.name for value in first.output] == ["p", "z"]
+    assert [value.name for value in third.input] == ["four", "j"]
+
+
+def test_a_cast_weight_that_is_an_output_or_read_by_our_operators() -> None:
+    nodes = [
+        helper.make_node("Cast", ["big.fp16"], ["big"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("Transpose", ["big"], ["more"], name="a"),
+        sample("big", "i"),
+        helper.make_node("Gather", ["more", "i"], ["y"], name="b"),
+    ]
+    model = model_of(nodes, {"y": (TensorProto.FLOAT, [2, 3])}, {"i": 2})
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(BIG.astype(np.float16), "big.fp16"))
+    assert kinds(model) == [["cast", "cut/big", "a"], "FarthestPointSample", ["b"]]
+    model.graph.output.append(helper.make_tensor_value_info("big", TensorProto.FLOAT, [3, 300]))
+    first = cut(model)[0].model
+    assert [value.name for value in first.graph.output] == ["big", "more"]  # a value like any other
+
+
+def test_variants_share_what_they_both_have(tmp_path: Path) -> None:
+    graphs = write_graphs(
+        {"fp32": with_cast_weight(), "other": two_levels(), "fp16": with_cast_weight()}, tmp_path, "s"
+    )
+    assert (tmp_path / "s.weights").stat().st_size == BIG.nbytes // 2 + -BIG.nbytes // 2 % 64 + BIG.nbytes
+    for graph in graphs.values():
+        for path in (graph.whole, *(step.onnx for step in graph.steps if isinstance(step, SessionStep))):
+            for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+                entries = {entry.key: entry.value for entry in tensor.external_data}
+                assert bool(entries) == (tensor.name != "eye")
+                assert not entries or (entries["location"] == "s.weights" and int(entries["offset"]) % 64 == 0)
+    points = np.array([[0, 0, 0], [1, 0, 0], [5, 0, 0], [2, 0, 0], [0, 3, 0]], np.float32)
+    stage = stage_of(graphs["fp32"], TensorSpec("y", "float32", (2, 300)), TensorSpec("z", "float32", ("N", 300)))
+    with OnnxRuntimeBackend().stage_engine(stage, "fp32") as engine:
+        found = engine.run({"points": points})["z"]
+    # The weights are exactly the rounded ones: what is left is float32, as above.
+    np.testing.assert_allclose(found, points @ BIG.astype(np.float16).astype(np.float32), atol=2e-6)
 
 
 def test_constants_reach_our_operators_through_a_session(tmp_path: Path) -> None:
     nodes = [sample("eye", "i"), helper.make_node("Gather", ["points", "i"], ["y"])]
-    graph = write_graph(model_of(nodes, {"y": (TensorProto.FLOAT, [2, 3])}, {"i": 2}), tmp_path, "core")
+    graph = write_graph(model_of(nodes, {"y": (TensorProto.FLOAT, [2, 3])}, {"i": 2}), tmp_path)
     assert isinstance(graph.steps[1], OperatorStep)
     assert graph.steps[1].attributes == {"count": 2}
     points = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -141,7 +201,7 @@ def test_what_cannot_be_cut_is_refused(tmp_path: Path) -> None:
     half_written = helper.make_node("FarthestPointSample", ["points"], ["i"], domain="edge4d", count=2)
     for node, message in ((unknown, "no operator Teleport"), (half_written, "every attribute")):
         with pytest.raises(ExportFailed, match=message):
-            write_graph(model_of([node], {"i": (TensorProto.INT32, [2])}, {}), tmp_path, "core")
+            write_graph(model_of([node], {"i": (TensorProto.INT32, [2])}, {}), tmp_path)
     untyped = [sample("points", "i"), helper.make_node("Gather", ["points", "i"], ["y"])]
     with pytest.raises(ExportFailed, match="type of value 'i'"):
         cut(model_of(untyped, {"y": (TensorProto.FLOAT, [2, 3])}, {}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -15,7 +17,7 @@ from numpy.typing import NDArray  # noqa: E402
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noqa: E402
 
 from edge4d.export.custom_ops import PLUGIN_ATTRIBUTES  # noqa: E402
-from edge4d.export.precision import fp16_from_fp32, rounded_to_half  # noqa: E402
+from edge4d.export.precision import fp16_from_fp32, rounded_to_half, with_half_weights  # noqa: E402
 from edge4d.runtime.errors import ExportFailed  # noqa: E402
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -187,6 +189,58 @@ def test_outputs_that_are_also_read_inside() -> None:
     half = half_of(model_of(nodes, {"w": WEIGHT}))
     assert casts(half) == [("x", HALF), ("y.fp16", FLOAT)]
     assert half.graph.node[2].input[0] == "y.fp16"
+
+
+LARGE = np.random.default_rng(2).normal(size=(4, 600)).astype(np.float32)
+
+
+def shared(nodes: list[NodeProto], constants: dict[str, NDArray[np.generic]], *scopes: str) -> ModelProto:
+    model = onnx.shape_inference.infer_shapes(model_of(nodes, constants))
+    result = with_half_weights(model, half_of(model, *scopes))
+    onnx.checker.check_model(result, full_check=True)
+    return result
+
+
+def test_the_fp32_graph_takes_the_large_weights_of_the_fp16_one() -> None:
+    nodes = [node("MatMul", "x w", "a"), node("MatMul", "a large", "y")]
+    result = shared(nodes, {"w": WEIGHT, "large": LARGE})
+    assert {t.name: t.data_type for t in result.graph.initializer} == {"w": FLOAT, "large.fp16": HALF}
+    assert casts(result) == [("large.fp16", FLOAT)]
+    assert set(types(result).values()) == {FLOAT}
+    exact = model_of(nodes, {"w": WEIGHT, "large": LARGE.astype(np.float16).astype(np.float32)})
+    x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    np.testing.assert_array_equal(run(result, x=x), run(exact, x=x))  # the same weights, the same arithmetic
+
+
+def test_onnx_runtime_folds_the_casts(tmp_path: Path) -> None:
+    result = shared([node("MatMul", "x large", "y")], {"large": LARGE})
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(result.SerializeToString(), options)
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    assert [n.op_type for n in optimized.graph.node] == ["MatMul"]
+
+
+@pytest.mark.parametrize(
+    ("weight", "scopes"),
+    [
+        (LARGE, ("head",)),  # read in float32
+        (LARGE * 1e5, ()),  # beyond 65504
+        (LARGE * 1e-6, ()),  # below 6e-5: one digit is left
+        (np.arange(2400).reshape(4, 600), ()),  # whole numbers
+    ],
+)
+def test_weights_that_half_would_spoil_stay_as_they_are(weight: NDArray[np.generic], scopes: tuple[str, ...]) -> None:
+    nodes = [node("Cast", "large", "w", "head", to=FLOAT), node("MatMul", "x w", "y", "head")]
+    nodes = nodes if weight.dtype.kind == "i" else [node("MatMul", "x large", "y", "head")]
+    weight = weight if weight.dtype.kind == "i" else weight.astype(np.float32)
+    result = shared(nodes, {"large": weight}, *scopes)
+    assert len(result.graph.initializer) == 1
+    np.testing.assert_array_equal(numpy_helper.to_array(result.graph.initializer[0]), weight)
+
+
+def test_a_weight_of_zeros_is_shared() -> None:
+    assert casts(shared([node("MatMul", "x large", "y")], {"large": LARGE * 0})) == [("large.fp16", FLOAT)]
 
 
 def test_rounding_shows_what_half_hardware_gives() -> None:

@@ -25,7 +25,7 @@ from edge4d.runtime.bundle import (
 )
 from edge4d.runtime.errors import InvalidBundle, InvalidRequest, PrecisionNotInBundle
 
-GRAPH = b"stands for a graph"
+GRAPH = b"\x12\x12stands for a graph"  # as the name of its producer, a text of 18 bytes
 AXIS = {"min": 32, "opt": 64, "max": 128, "multiple_of": 32}
 DESCRIPTION = {
     "format": 1,
@@ -279,6 +279,44 @@ def test_link_loops_are_refused(folder: Path) -> None:
     (folder / "core.onnx").unlink()
     (folder / "core.onnx").symlink_to("core.onnx")
     with pytest.raises(InvalidBundle):
+        Bundle.load(folder)
+
+
+def with_external_data(folder: Path, location: str) -> Path:
+    """The bundle with a graph whose one initialiser is external, and a listed file `core.weights`."""
+    entry = b"\x0a\x08location" + b"\x12" + bytes([len(location.encode())]) + location.encode()
+    graph = entry
+    for field in (13, 5, 7):  # external_data of a tensor, an initialiser of a graph, the graph of a model
+        graph = bytes([field << 3 | 2, len(graph)]) + graph
+    (folder / "core.onnx").write_bytes(graph)
+    (folder / "core.weights").write_bytes(GRAPH)
+    files = {
+        name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        for name, data in {"core.onnx": graph, "core.weights": GRAPH}.items()
+    }
+    (folder / "bundle.json").write_text(json.dumps({**DESCRIPTION, "files": files}))
+    return folder
+
+
+def test_graphs_may_read_listed_files(folder: Path) -> None:
+    assert Bundle.load(with_external_data(folder, "core.weights")).system == "test"
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["other.weights", "../core.weights", "small.e4d/../core.weights", "/etc/passwd", "", "a\0b", "*/_MEM_/*"],
+)
+def test_graphs_may_read_nothing_else(folder: Path, location: str) -> None:
+    (folder / "other.weights").write_bytes(GRAPH)
+    with pytest.raises(InvalidBundle, match=r"'core.onnx' reads the file .* not listed"):
+        Bundle.load(with_external_data(folder, location))
+
+
+def test_graphs_that_are_no_protobuf_are_refused(folder: Path) -> None:
+    entry = {"bytes": 4, "sha256": hashlib.sha256(b"\x0a\xffab").hexdigest()}
+    (folder / "core.onnx").write_bytes(b"\x0a\xffab")
+    (folder / "bundle.json").write_text(json.dumps({**DESCRIPTION, "files": {"core.onnx": entry}}))
+    with pytest.raises(InvalidBundle, match="is not an ONNX file"):
         Bundle.load(folder)
 
 
