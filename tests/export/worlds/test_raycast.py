@@ -96,7 +96,8 @@ def test_ball():
     near(view["local"][8, 10], [0.25 * t / 2, 0, (t - 5) / 2])
     near(view["normal"][8, 10], [0.25 * t / 2, 0, (t - 5) / 2])
     # The cone that touches the ball has slope 2 / sqrt(21) = 0.436: the fourth pixel (0.5) misses.
-    assert view["index"][8, 11] == 0 and view["index"][8, 12] == NO_HIT
+    assert view["index"][8, 11] == 0
+    assert view["index"][8, 12] == NO_HIT
 
 
 def test_ellipsoid_has_the_normal_of_its_gradient():
@@ -117,7 +118,8 @@ def test_upright_cylinder_by_its_side():
     near(view["distance"][8, 10], t)
     near(view["normal"][8, 10], [t / 8, 0, (t - 5) / 2])
     # It reaches from y = −0.5 to 1.5 at z = 3 and more: −1/8 is inside, −2/8 above.
-    assert view["index"][7, 8] == 0 and view["index"][6, 8] == NO_HIT
+    assert view["index"][7, 8] == 0
+    assert view["index"][6, 8] == NO_HIT
 
 
 def test_cylinder_by_its_cap():

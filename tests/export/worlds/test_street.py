@@ -133,7 +133,9 @@ def test_samples_refine_colour_alone(streets):
 def test_intrinsics_are_the_field_of_view(streets):
     fx, fy, cx, cy = streets.intrinsics(WIDTH, HEIGHT).double().unbind(-1)
     torch.testing.assert_close(2 * torch.atan(WIDTH / 2 / fx), streets.fov.double(), rtol=1e-6, atol=0)  # float32
-    assert torch.equal(fx, fy) and (cx == WIDTH / 2).all() and (cy == HEIGHT / 2).all()
+    assert torch.equal(fx, fy)
+    assert (cx == WIDTH / 2).all()
+    assert (cy == HEIGHT / 2).all()
 
 
 def test_what_does_not_move_has_the_same_depth_at_every_time(streets):
@@ -146,7 +148,8 @@ def test_what_does_not_move_has_the_same_depth_at_every_time(streets):
         assert torch.equal(first.depth[still], later.depth[still])
         assert torch.equal(first.objects[still], later.objects[still])
         assert (first.objects[still] > 0).any()  # parked cars among them
-        assert moves[0].any() and not torch.equal(first.objects, later.objects)
+        assert moves[0].any()
+        assert not torch.equal(first.objects, later.objects)
 
 
 def law(streets: street.Street, scene: int, slot: int, points: np.ndarray, t: float) -> np.ndarray:
@@ -200,7 +203,8 @@ def test_displacement_is_that_of_constant_acceleration(streets):
     torch.testing.assert_close(shift, 1.5 * objects.velocity + 1.125 * objects.acceleration)
     torch.testing.assert_close(turn, 1.5 * objects.yaw_rate)
     still = objects.present & ~objects.moving
-    assert (shift[still] == 0).all() and (turn[still] == 0).all()
+    assert (shift[still] == 0).all()
+    assert (turn[still] == 0).all()
 
 
 def test_one_scene_repeated(streets):
@@ -222,4 +226,5 @@ def test_to_moves_every_part(streets):
     moved = streets.to(torch.device("meta"))
     for part in (moved.primitives, moved.objects, moved.look):
         assert all(value.is_meta for value in vars(part).values())
-    assert moved.fov.is_meta and moved.camera.is_meta
+    assert moved.fov.is_meta
+    assert moved.camera.is_meta
