@@ -4,7 +4,8 @@
 photograph, depth and object ids into Gaussians with motion. It follows Pixel-to-4D (arXiv 2601.00678): K Gaussians per
 pixel, a static decoder, a dynamic decoder conditioned on noise (CVAE), motion averaged within each object. Its own:
 scales and offsets are in pixel footprints, the first layer's colour is the photograph's plus a correction, and only the
-first layer moves, so that what an object hides stays where it is.
+first layer moves, so that what an object hides stays where it is. That layer of an object is the photograph itself, one
+plain Gaussian a pixel: a decoder that may blur what moves hedges its motion by doing so.
 """
 
 from __future__ import annotations
@@ -220,6 +221,8 @@ class Lift(nn.Module):
         depths = gaussians.layer_depths(depth, steps + (0.15 * depth).log())
         footprint = (depths / intrinsics[:, 0].reshape(-1, 1, 1, 1))[:, :, None]  # metres that a pixel covers
         canonical = torch.unflatten(canonical, 1, (k, gaussians.CANONICAL_CHANNELS))
+        still = torch.cat([(instances == 0)[:, None].to(raw.dtype), torch.ones_like(raw[:, 1:k])], 1)
+        canonical = canonical * still[:, :, None]
         offset, opacity, scale, rotation, color = torch.split(canonical, [3, 1, 3, 4, 3], 2)
         scale = scale.clamp(-4, 3) + (0.6 * footprint).log() - math.log(0.01)
         color = color + ((image - 0.5) / gaussians.SH_C0)[:, None]
