@@ -1,6 +1,5 @@
 # `make demo` and `make test` do their whole set-up: they need Python (3.9; 3.10 for `make test`), a C++17 compiler, and
-# pip's network. PyTorch, for `make test`, comes in whatever build pip finds; its CPU build is a tenth of the size:
-#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make test
+# pip's network. PyTorch, for `make test`, comes in whatever build pip finds; a CPU build is enough.
 
 PHOTO ?= examples/street.png
 VIDEO ?= out/demo.mp4
