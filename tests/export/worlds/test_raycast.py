@@ -188,6 +188,17 @@ def test_what_crosses_the_near_plane_is_seen_in_every_tile():
     near(view["normal"][seen], np.tile([-1.0, 0, 0], (int(seen.sum()), 1)))
 
 
+def test_a_rod_past_the_camera_is_seen_beyond_the_projection_of_its_ends():
+    """From (0, 0, −2) to (3, 0, 2): it fills the slopes from 1.5 up, while its far end shows at 1.5 alone."""
+    along = torch.tensor(math.atan2(3, 4))
+    view = see(primitives((BOX, (1.5, 0.0, 0.0), (0.02, 0.02, 2.5), about_y(along))), width=64, height=16, focal=8.0)
+    slope = view["directions"][8, :, 0]
+    seen = (slope > 1.6) & (slope < 6.9)
+    assert (view["index"][8][seen] == 0).all()
+    # Its near flank is 0.02 / cos off the line x = 1.5 + 0.75 z, towards the camera.
+    near(view["distance"][8][seen], ((1.5 - 0.025) / (slope[seen] - 0.75)).numpy())
+
+
 @pytest.mark.parametrize("shape", [BOX, CYLINDER, BALL])
 def test_what_is_behind_the_camera_is_not_seen(shape):
     assert (see(primitives((shape, (0.0, 0.0, -4.0), (3.0, 3.0, 3.0), None)))["index"] == NO_HIT).all()
