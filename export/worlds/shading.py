@@ -11,6 +11,7 @@ from edge4d.export.worlds.raycast import fused
 
 # What a surface is painted with. PLAIN takes the main colour; the ground is not a primitive, but a plane.
 PLAIN, FACADE, CAR_BODY, CAR_CABIN, WHEEL, FOLIAGE, CLOTH, HEAD, PAVEMENT, GROUND = range(10)
+_PRIMES = (73856093, 19349663, 83492791, 2654435)
 
 
 @dataclass(frozen=True)
@@ -98,21 +99,24 @@ def noise(points: Tensor, seed: Tensor) -> Tensor:
     base = cell.long()
     salt = (seed * 977).long()
     total = torch.zeros_like(points[..., 0])
+    # Each axis of the hash is computed once for its two ends, not once for each of the eight corners.
+    ends = [[(base[..., axis] + step) * _PRIMES[axis] for step in (0, 1)] for axis in range(3)]
+    weights = [[1 - f[..., axis], f[..., axis]] for axis in range(3)]
     for dx in (0, 1):
         for dy in (0, 1):
+            weight, mixed = weights[0][dx] * weights[1][dy], ends[0][dx] ^ ends[1][dy] ^ (salt * _PRIMES[3])
             for dz in (0, 1):
-                weight = (
-                    (f[..., 0] if dx else 1 - f[..., 0])
-                    * (f[..., 1] if dy else 1 - f[..., 1])
-                    * (f[..., 2] if dz else 1 - f[..., 2])
-                )
-                total = total + weight * _hash(base[..., 0] + dx, base[..., 1] + dy, base[..., 2] + dz, salt)
+                total = total + weight * weights[2][dz] * _scrambled(mixed ^ ends[2][dz])
     return total
 
 
 def _hash(x: Tensor, y: Tensor, z: Tensor, salt: Tensor) -> Tensor:
     """Lattice point to a number in 0..1."""
-    h = (x * 73856093) ^ (y * 19349663) ^ (z * 83492791) ^ (salt * 2654435)
+    return _scrambled((x * _PRIMES[0]) ^ (y * _PRIMES[1]) ^ (z * _PRIMES[2]) ^ (salt * _PRIMES[3]))
+
+
+def _scrambled(h: Tensor) -> Tensor:
+    """The last mixing of a hash, to a number in 0..1."""
     h = (h ^ (h >> 13)) * 1274126177 & 0x7FFFFFFF
     return ((h ^ (h >> 16)) & 0xFFFF).float() / 65535.0
 
@@ -299,9 +303,11 @@ def toned(color: Tensor, distance: Tensor, look: Look) -> Tensor:
 
 def contact_shadows(s: Surfels, standing: Standing) -> Tensor:
     """How much light reaches ground points under and beside standing objects, [Q], 1 = all."""
-    flat = torch.stack([torch.cos(standing.yaw), torch.sin(standing.yaw)], -1)
-    size = standing.extent * torch.tensor([1.25, 1.12], device=flat.device)
-    return _shadows(s.points, s.scene, standing.places, flat, size, standing.present.float())
+    # Slots that are empty in every scene cast none; on a GPU the loop over slots is compiled, and its length stays.
+    used = standing.present.any(0) | standing.present.is_cuda
+    flat = torch.stack([torch.cos(standing.yaw), torch.sin(standing.yaw)], -1)[:, used]
+    size = standing.extent[:, used] * torch.tensor([1.25, 1.12], device=flat.device)
+    return _shadows(s.points, s.scene, standing.places[:, used], flat, size, standing.present[:, used].float())
 
 
 @fused
