@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from edge4d.export.train.losses import diagonal_gaussian_kl, ssim
 from edge4d.export.train.rasterize import rasterize
 from edge4d.export.worlds import street as world
 from edge4d.export.worlds.rotations import about_x, about_y
+from edge4d.runtime.errors import InvalidCheckpoint, InvalidRequest
 
 CLIP_SECONDS = 2.0  # how far ahead the views go: 24 frames at 12 frames per second
 _MIN_PIXELS = 20  # an object smaller than this in the photograph teaches nothing about its motion
@@ -314,7 +316,9 @@ def losses(
 
 
 @torch.no_grad()
-def validate(model: Training, device: torch.device, width: int, height: int, *, batches: int = 8) -> dict[str, float]:
+def validate(
+    model: Training, device: torch.device, width: int, height: int, *, batches: int = 8
+) -> dict[str, float | None]:
     """What `edge4d evaluate` measures, in short, on streets that neither training nor evaluation sees (dB)."""
     generator = torch.Generator().manual_seed(0)
     was_training = model.training
@@ -342,7 +346,8 @@ def validate(model: Training, device: torch.device, width: int, height: int, *, 
         row["depth_abs_rel"] = relative.reshape(1)
         rows.append(row)
     model.train(was_training)
-    return {name: round(float(torch.cat([row[name] for row in rows]).nanmean()), 4) for name in rows[0]}
+    means = {name: torch.cat([row[name] for row in rows]).nanmean().item() for name in rows[0]}
+    return {name: None if math.isnan(mean) else round(mean, 4) for name, mean in means.items()}
 
 
 def streets_ahead(seed: int, start: int, steps: int, batch: int) -> Iterator[world.Street]:
@@ -383,7 +388,7 @@ def train(
         out: folder, made when missing.
         device: "cuda" renders with gsplat, "cpu" with the slow rasterizer.
         steps: length of the schedule. minutes: leaves off after so long; `resume` goes on.
-        batch: streets per step. size: width and height of the pictures.
+        batch: streets per step. size: width and height of the pictures, multiples of 32.
         seed: of weights, streets and views.
         resume: a `training.pt`.
         refine: a checkpoint to start from; its perception is kept, and the time goes into motion: 3 replayed
@@ -393,9 +398,12 @@ def train(
         The path of the checkpoint: the moving average of the weights.
 
     Raises:
-        InvalidRequest: no such network. InvalidCheckpoint: `refine` does not fit it.
+        InvalidRequest: no such network, or sizes and lengths that cannot be used.
+        InvalidCheckpoint: `refine` or `resume` cannot be read or does not fit. A run that refines is resumed with the
+            same `refine`; its replayed photographs are gathered anew.
         BackendUnavailable: on a GPU without gsplat.
     """
+    _check(steps, batch, seed, size)
     torch.manual_seed(seed)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
@@ -417,11 +425,9 @@ def train(
         about["refined_from"] = checkpoint_metadata(refine)
     first = 0
     if resume is not None:
-        state = torch.load(resume, map_location=target, weights_only=True)
-        model.load_state_dict(state["model"])
-        shadow.load_state_dict(state["shadow"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        first = _resume(resume, model, shadow, optimizer, target)
+        if first >= steps:
+            raise InvalidRequest(f"{resume} has nothing left to do.", note=f"It is at step {first} of {steps}.")
     generator = torch.Generator().manual_seed(seed + first)
     began = time.monotonic()
     with (out / "log.jsonl").open("a") as log:
@@ -453,6 +459,36 @@ def train(
             if late:
                 break
     return out / "checkpoint.safetensors"
+
+
+def _check(steps: int, batch: int, seed: int, size: tuple[int, int]) -> None:
+    if any(side % 32 or side < 32 for side in size):
+        raise InvalidRequest(
+            "Pictures of that size cannot be trained on.", note=f"{size}; both must be multiples of 32."
+        )
+    if steps < 1 or batch < 1 or not 0 <= seed <= world.MAX_SEED:
+        raise InvalidRequest(
+            "Training needs at least one step and one street, and a seed that fits.",
+            note=f"{steps} steps of {batch} streets, seed {seed}; seeds go from 0 to {world.MAX_SEED}.",
+        )
+
+
+def _resume(
+    path: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> int:
+    """Loads a `training.pt`; the step it is at. Raises InvalidCheckpoint."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        shadow.load_state_dict(state["shadow"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as cause:
+        raise InvalidCheckpoint(
+            f"Training cannot go on from {path}.",
+            note=str(cause)[:300],
+            hint="Use the training.pt of the same network.",
+        ) from cause
 
 
 @torch.no_grad()

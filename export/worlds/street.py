@@ -32,6 +32,7 @@ CUES = (
     "posture: stride, swing of the arms and lean grow with a pedestrian's speed; face and shoes show the direction",
 )
 SKY_DEPTH = 150.0
+MAX_SEED = (1 << 32) - 1
 _TRAINING, _EVALUATION = 0, 1
 _PARKED, _DRIVING, _CROSSING, _WALKERS = 12, 8, 3, 9
 _CARS = _PARKED + _DRIVING + _CROSSING
@@ -680,7 +681,8 @@ def render(street: Street, time: Tensor, c2w: Tensor, width: int, height: int, *
         time: [S] seconds.
         c2w: [S, 4, 4] camera to street; intrinsics follow from the street's field of view.
         width, height: pixels, multiples of 16.
-        samples: colour is the mean of samples × samples rays per pixel; depth and objects come from one of them.
+        samples: colour is the mean of samples × samples rays per pixel; depth and objects come from the first of them,
+            the upper left, a quarter of a pixel from the centre when there are 2 × 2.
     """
     fine = _render_once(street, time, c2w, width * samples, height * samples)
     s = len(time)

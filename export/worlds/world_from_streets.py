@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge4d.export.worlds import street
+from edge4d.export.worlds.street import MAX_SEED
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.trajectories import CameraPath, trajectory
@@ -49,8 +50,10 @@ def write_world(
     Raises:
         InvalidRequest: an unknown world, a folder in use, or a size, count or length that cannot be made.
     """
-    folder = Path(folder)
+    folder = Path(folder).absolute()
     _check(name, folder, count, size, frames, fps)
+    if not 0 <= seed <= MAX_SEED:
+        raise InvalidRequest("That seed cannot be used.", note=f"{seed}; 0 to {MAX_SEED} can.")
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir(parents=True)
     try:

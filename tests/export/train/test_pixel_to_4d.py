@@ -412,3 +412,19 @@ def test_networks_that_cannot_be_trained(trained, tmp_path):
         training.train("paper", out=tmp_path / "run", device="cpu", steps=1)
     with pytest.raises(InvalidCheckpoint):
         training.train("street", out=tmp_path / "run", device="cpu", refine=trained / "checkpoint.safetensors")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"steps": 0}, {"batch": 0}, {"seed": -1}, {"size": (40, 24)}, {"size": (0, 32)}],
+)
+def test_requests_that_cannot_be_trained(tmp_path, wrong):
+    with pytest.raises(InvalidRequest):
+        training.train("tiny", out=tmp_path, device="cpu", **{"steps": 1, "batch": 1, "size": (64, 32), **wrong})
+
+
+def test_there_is_nothing_to_resume(tmp_path):
+    (tmp_path / "training.pt").write_bytes(b"no checkpoint")
+    for name in ("training.pt", "absent.pt"):
+        with pytest.raises(InvalidCheckpoint, match="cannot go on"):
+            training.train("tiny", out=tmp_path, device="cpu", steps=1, batch=1, size=(64, 32), resume=tmp_path / name)
