@@ -216,7 +216,10 @@ def info(
 def evaluate(
     bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's name or folder.")] = "street",
     world: Annotated[
-        Optional[str], typer.Option(metavar="NAME", help="Make this world first (needs edge4d[export]).")
+        Optional[str],
+        typer.Option(
+            metavar="NAME", help="Make this world first (needs edge4d[export]); the bundle's own if not given."
+        ),
     ] = None,
     count: Annotated[int, typer.Option(metavar="N", help="How many photographs of that world.")] = 16,
     seed: Annotated[int, typer.Option(metavar="N", help="Which ones.")] = 7,
@@ -237,15 +240,16 @@ def evaluate(
     from edge4d.runtime.evaluate import evaluate as score
     from edge4d.runtime.world_files import World
 
-    if (world is None) == (data is None):
-        raise typer.BadParameter("give either --world NAME or --data DIR")
+    if world is not None and data is not None:
+        raise typer.BadParameter("give --world NAME or --data DIR, not both")
     if data is not None and (fps is not None or size is not None):
         raise typer.BadParameter("--fps and --size belong to --world; a folder of --data has its own")
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
     with tempfile.TemporaryDirectory(prefix="edge4d-") as temporary:
         folder = data or Path(temporary, "world")
-        if world is not None:
+        if data is None:
             config = pipeline.bundle.config
+            world = world or _own_world(pipeline.bundle)
             made_size = _size(size) or tuple(config["size"])
             _write_world(world, folder, count, seed, made_size, frames or config["frames"], fps or config["fps"])
         with _progress("Evaluating") as progress:
@@ -443,6 +447,17 @@ def _write_json(figures: dict[str, Any], path: str) -> None:
         Path(path).write_text(text + "\n")
     except OSError as error:
         raise InvalidRequest(f"Cannot write {path}.", note=str(error), hint="Choose a folder that exists.") from error
+
+
+def _own_world(bundle: Any) -> str:
+    """The world that a bundle was trained on."""
+    world = bundle.provenance.get("world")
+    if not isinstance(world, str):
+        raise InvalidRequest(
+            f"The bundle '{bundle.name}' names no world that it was trained on.",
+            hint="Give --world street or --data DIR.",
+        )
+    return world
 
 
 def _write_world(name: str, folder: Path, count: int, seed: int, size: Any, frames: int, fps: float) -> None:
