@@ -12,16 +12,7 @@ import sys
 
 import report
 
-FIGURES = (
-    "psnr",
-    "ssim",
-    "depth_abs_rel",
-    "psnr_static",
-    "psnr_copy",
-    "psnr_moving",
-    "psnr_static_moving",
-    "psnr_copy_moving",
-)
+from edge4d.runtime.evaluate import FIGURES
 
 
 def main() -> None:
