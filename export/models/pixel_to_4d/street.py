@@ -121,7 +121,7 @@ class Perception(nn.Module):
         return log_depth + 2.5, objects, self.centre(features[2]), self.offset(features[1])
 
 
-def group_pixels(objects: Tensor, centres: Tensor, offsets: Tensor, *, groups: int, threshold: float = 0.3) -> Tensor:
+def group_pixels(objects: Tensor, centres: Tensor, offsets: Tensor, *, groups: int, threshold: float = 0.6) -> Tensor:
     """Instance ids: every object pixel joins the centre it points at (as Panoptic-DeepLab, arXiv 1911.10194).
 
     Args:
