@@ -67,9 +67,9 @@ def test_touching_objects_are_told_apart_by_where_they_point():
 
 def test_without_a_certain_centre_there_are_no_objects():
     ids = torch.ones(HEIGHT, WIDTH, dtype=torch.int64)
-    below = float(np.log(0.29 / 0.71))
+    below = float(np.log(0.59 / 0.41))
     assert (street.group_pixels(*maps(ids, {1: (8, 9, below)}), groups=GROUPS) == 0).all()
-    above = float(np.log(0.31 / 0.69))
+    above = float(np.log(0.61 / 0.39))
     assert (street.group_pixels(*maps(ids, {1: (8, 9, above)}), groups=GROUPS) == 1).all()
 
 
