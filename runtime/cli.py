@@ -7,6 +7,7 @@ with 2. Results go to standard output, progress and tables to standard error.
 # No `from __future__ import annotations`: on Python 3.9 typer cannot see through annotations that are strings.
 import importlib
 import json
+import math
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -303,6 +304,9 @@ def train(
     config: Annotated[str, typer.Option(metavar="NAME", help="Sizes of the network.")] = "street",
     device: Annotated[str, typer.Option(metavar="cuda|cpu", help="cpu is slow, and good for a try.")] = "cuda",
     steps: Annotated[int, typer.Option(metavar="N", help="Length of the training.")] = 10_000,
+    minutes: Annotated[
+        Optional[float], typer.Option(metavar="M", help="Leave off after so long; --resume goes on.")
+    ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Streets per step.")] = 16,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights and data.")] = 0,
     resume: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Go on from this training.pt.")] = None,
@@ -312,7 +316,17 @@ def train(
 ) -> None:
     """Train a network on its world. Needs edge4d[export], and edge4d[train] for CUDA."""
     trainer = _export_module(f"train.{_module_name(system)}")
-    trainer.train(config, out=output, device=device, steps=steps, batch=batch, seed=seed, resume=resume, refine=refine)
+    trainer.train(
+        config,
+        out=output,
+        device=device,
+        steps=steps,
+        minutes=math.inf if minutes is None else minutes,
+        batch=batch,
+        seed=seed,
+        resume=resume,
+        refine=refine,
+    )
     print(output)
 
 

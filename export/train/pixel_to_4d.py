@@ -30,7 +30,7 @@ from edge4d.export.train.losses import diagonal_gaussian_kl, ssim
 from edge4d.export.train.rasterize import rasterize
 from edge4d.export.worlds import street as world
 from edge4d.export.worlds.rotations import about_x, about_y
-from edge4d.runtime.errors import InvalidCheckpoint, InvalidRequest
+from edge4d.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidRequest
 
 CLIP_SECONDS = 2.0  # how far ahead the views go: 24 frames at 12 frames per second
 _MIN_PIXELS = 20  # an object smaller than this in the photograph teaches nothing about its motion
@@ -386,7 +386,8 @@ def train(
     Args:
         name: "street" or "tiny".
         out: folder, made when missing.
-        device: "cuda" renders with gsplat, "cpu" with the slow rasterizer.
+        device: "cuda" renders with gsplat, "cpu" with the slow rasterizer. Sets PyTorch's float32 matrix products to
+            "high" and lets cuDNN search, for the whole process.
         steps: length of the schedule. minutes: leaves off after so long; `resume` goes on.
         batch: streets per step. size: width and height of the pictures, multiples of 32.
         seed: of weights, streets and views.
@@ -401,21 +402,14 @@ def train(
         InvalidRequest: no such network, or sizes and lengths that cannot be used.
         InvalidCheckpoint: `refine` or `resume` cannot be read or does not fit. A run that refines is resumed with the
             same `refine`; its replayed photographs are gathered anew.
-        BackendUnavailable: on a GPU without gsplat.
+        BackendUnavailable: there is no GPU, or no gsplat beside it.
     """
     _check(steps, batch, seed, size)
+    target = _device(device)
     torch.manual_seed(seed)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-    target = torch.device(device)
     out.mkdir(parents=True, exist_ok=True)
-    model = Training(street_config(name))
-    replay = None
-    if refine is not None:
-        load_checkpoint(model, refine)
-        model.perceive.requires_grad_(False)
-        replay = Replay(128 * batch)
-    model = model.to(target).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = _networks(name, refine, target)
+    replay = None if refine is None else Replay(128 * batch)
     shadow: Training = copy.deepcopy(model).eval().requires_grad_(False)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=peak_rate, weight_decay=1e-4)
@@ -435,13 +429,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, peak_rate)
             sample = make_sample(streets, generator, *size, target)
-            if replay is not None:
-                model.perceive.eval()
             terms = losses(model, sample, generator, replay=replay, replayed=3 * batch)
-            optimizer.zero_grad(set_to_none=True)
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(learned, 2.0)
-            optimizer.step()
+            _descend(optimizer, terms, learned)
             average(shadow, model)
             late = time.monotonic() - began > 60 * minutes
             done = late or step == steps - 1
@@ -459,6 +448,35 @@ def train(
             if late:
                 break
     return out / "checkpoint.safetensors"
+
+
+def _device(name: str) -> torch.device:
+    """The device to train on, set up for speed."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "There is no GPU to train on.", note=f"PyTorch {torch.__version__} sees none.", hint="Use --device cpu."
+        )
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch.device(name)
+
+
+def _networks(name: str, refine: Path | None, device: torch.device) -> Training:
+    """Fresh networks, or those of a checkpoint whose perception stays as it is, its batch statistics too."""
+    model = Training(street_config(name))
+    if refine is not None:
+        load_checkpoint(model, refine)
+        model.perceive.requires_grad_(False).eval()
+    moved: Training = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved
+
+
+def _descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], learned: list[nn.Parameter]) -> None:
+    """One step down the sum of the terms; gradients longer than 2 are cut."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(learned, 2.0)
+    optimizer.step()
 
 
 def _check(steps: int, batch: int, seed: int, size: tuple[int, int]) -> None:
