@@ -166,13 +166,7 @@ def perception_loss(maps: tuple[Tensor, Tensor, Tensor, Tensor], sample: Sample)
 
 def centre_targets(instances: Tensor, coarse: torch.Size, fine: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
     """Heat of object centres [B,1,h4,w4], offsets to them [B,2,h2,w2] in pixels, and where those count [B,1,h2,w2]."""
-    height, width = instances.shape[1:]
-    y, x = torch.meshgrid(
-        torch.arange(height, device=instances.device) + 0.5,
-        torch.arange(width, device=instances.device) + 0.5,
-        indexing="ij",
-    )
-    grid = torch.stack([x, y])  # [2,H,W]
+    grid = street.pixel_grid(instances[:, None].float(), 1.0)[0]  # [2,H,W]
     centres = gaussians.instance_mean(grid[None, None].expand(len(instances), 1, -1, -1, -1).contiguous(), instances)
     area = functional.one_hot(instances.long().flatten(1), gaussians.GROUPS).sum(1).float()
     cells = functional.interpolate(grid[None], size=coarse, mode="area").flatten(2)  # [1,2,h4·w4]

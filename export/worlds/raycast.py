@@ -11,7 +11,7 @@ only those (tile, primitive) pairs are tested.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -55,10 +55,6 @@ class Primitives:
     half: Tensor
     colors: Tensor
     traits: Tensor
-
-    def to(self, device: torch.device) -> Primitives:
-        """The same primitives on `device`."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,10 +40,6 @@ class Look:
     tone: Tensor
     road: Tensor
     seed: Tensor
-
-    def to(self, device: torch.device) -> Look:
-        """The same look on `device`."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

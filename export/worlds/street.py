@@ -61,10 +61,6 @@ class Objects:
     yaw_rate: Tensor
     extent: Tensor
 
-    def to(self, device: torch.device) -> Objects:
-        """The same objects on `device`."""
-        return replace(self, **{name: value.to(device) for name, value in vars(self).items()})
-
     def at(self, time: Tensor) -> tuple[Tensor, Tensor]:
         """Displacement [S, O, 3] and turn [S, O] (radians) after `time` [S] seconds: v t + ½ a t² and ω t."""
         t = time[:, None]
@@ -89,9 +85,9 @@ class Street:
     def to(self, device: torch.device) -> Street:
         """The same scenes on `device`."""
         return Street(
-            self.primitives.to(device),
-            self.objects.to(device),
-            self.look.to(device),
+            _moved_to(self.primitives, device),
+            _moved_to(self.objects, device),
+            _moved_to(self.look, device),
             self.fov.to(device),
             self.camera.to(device),
         )
@@ -146,6 +142,12 @@ def _key(domain: int, seed: int, index: int) -> tuple[int, int]:
 
 _PER_SLOT = ("shape", "material", "owner")  # the same in every scene
 _Part = TypeVar("_Part", Primitives, Objects, Look)
+
+
+def _moved_to(part: _Part, device: torch.device) -> _Part:
+    """The same part on `device`."""
+    moved: _Part = replace(part, **{name: value.to(device) for name, value in vars(part).items()})
+    return moved
 
 
 def _rows(part: _Part, rows: Tensor) -> _Part:

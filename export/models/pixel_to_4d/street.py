@@ -136,9 +136,9 @@ def group_pixels(objects: Tensor, centres: Tensor, offsets: Tensor, *, groups: i
     peak = functional.max_pool2d(heat, 5, 1, 2)
     scores = torch.where(heat == peak, heat, torch.zeros_like(heat)).flatten(1)
     best, index = scores.topk(groups - 1, dim=1)
-    places = _pixel_grid(heat, 4.0).flatten(2).expand(heat.shape[0], -1, -1)
+    places = pixel_grid(heat, 4.0).flatten(2).expand(heat.shape[0], -1, -1)
     chosen = places.gather(2, index[:, None].expand(-1, 2, -1))  # [B, 2, groups-1]
-    target = (_pixel_grid(offsets, 2.0) + CENTRE_UNIT * offsets).flatten(2)
+    target = (pixel_grid(offsets, 2.0) + CENTRE_UNIT * offsets).flatten(2)
     distance = (target[:, 0, :, None] - chosen[:, 0, None]).square() + (
         target[:, 1, :, None] - chosen[:, 1, None]
     ).square()
@@ -149,7 +149,7 @@ def group_pixels(objects: Tensor, centres: Tensor, offsets: Tensor, *, groups: i
     return (ids * (objects > 0).to(objects.dtype) * certain)[:, 0].round().to(torch.int32)
 
 
-def _pixel_grid(like: Tensor, stride: float) -> Tensor:
+def pixel_grid(like: Tensor, stride: float) -> Tensor:
     """x and y of the cells of a feature map, [1, 2, h, w], in pixels of the full image."""
     h, w = like.shape[-2:]
     x = (torch.arange(w, device=like.device, dtype=like.dtype) + 0.5) * stride
