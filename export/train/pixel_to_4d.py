@@ -33,6 +33,7 @@ from edge4d.export.worlds.rotations import about_x, about_y
 from edge4d.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidRequest
 
 CLIP_SECONDS = 2.0  # how far ahead the views go: 24 frames at 12 frames per second
+_RENDERS_EVERY = 8  # steps of refining; the others learn motion from photographs alone
 _MIN_PIXELS = 20  # an object smaller than this in the photograph teaches nothing about its motion
 _VALIDATION_SEED = 1 << 40  # far from any seed a user would give
 
@@ -223,10 +224,14 @@ def render_views(scene: gaussians.DynamicGaussians, sample: Sample) -> tuple[Ten
 
 @dataclass(frozen=True)
 class Photographs:
-    """R photographs whose motion is known: what the motion decoder learns from without rendering anything."""
+    """R photographs whose motion is known: what the motion decoder learns from without rendering anything.
+
+    `depth` [R,1,H,W] and `seen` [R,H,W] are what the core is given, `instances` [R,H,W] the true ids.
+    """
 
     image: Tensor
     depth: Tensor
+    seen: Tensor
     instances: Tensor
     intrinsics: Tensor
     motion: Tensor
@@ -257,56 +262,78 @@ class Replay:
         self.next = (self.next + count) % self.capacity
         self.filled = min(self.filled + count, self.capacity)
 
-    def draw(self, count: int, generator: torch.Generator) -> Photographs:
-        """`count` photographs at random."""
+    def mixed(self, new: Photographs, generator: torch.Generator) -> Photographs:
+        """The new photographs and as many of those before them at random; keeps the new ones."""
+        self.add(new)
         assert self.kept is not None
-        return self.kept.select(torch.randint(self.filled, (count,), generator=generator).to(self.kept.image.device))
+        rows = torch.randint(self.filled, (len(new.image),), generator=generator).to(new.image.device)
+        old = self.kept.select(rows)
+        return Photographs(**{name: torch.cat([value, getattr(old, name)]) for name, value in vars(new).items()})
 
 
 def losses(
-    model: Training, sample: Sample, generator: torch.Generator, *, replay: Replay | None = None, replayed: int = 0
+    model: Training, sample: Sample, generator: torch.Generator, *, perception: bool = True
 ) -> dict[str, Tensor]:
     """All terms of the loss, weighted; only the networks run in half precision.
 
     Args:
-        replay: when given, perception is left as it is, and motion is learned from `replayed` more photographs.
+        perception: whether perception is trained too.
     """
     half = torch.autocast(sample.photo.device.type, torch.bfloat16, enabled=sample.photo.is_cuda)
-    with half, torch.set_grad_enabled(replay is None):
+    with half, torch.set_grad_enabled(perception):
         maps = model.perceive.perception(sample.photo, sample.intrinsics)
     with half:
         mean, log_variance = model.enc_vae(sample.photo, sample.later, sample.depth)
     maps = tuple(value.float() for value in maps)
     mean, log_variance = mean.float(), log_variance.float()
-    terms = perception_loss(maps, sample) if replay is None else {}
+    terms = perception_loss(maps, sample) if perception else {}
     depth, seen = model.perceive.readout(*maps)
     count = len(sample.photo)
     own = torch.rand(count, generator=generator).to(depth.device)
-    instances = torch.where((own < 0.5)[:, None, None], seen, sample.instances)
+    seen = torch.where((own < 0.5)[:, None, None], seen, sample.instances)
     depth = torch.where((own < 0.8)[:, None, None, None], depth, sample.depth)
     drawn = mean + torch.exp(0.5 * log_variance) * torch.randn(mean.shape, generator=generator).to(mean.device)
     likely = (torch.arange(count, device=mean.device) % 2 == 0)[:, None, None, None]
     noise = torch.where(likely, 0.0, drawn)
-    batch = Photographs(
-        sample.photo, depth.detach(), sample.instances, sample.intrinsics, sample.motion, sample.visible
-    )
-    if replay is not None:
-        more = replay.draw(replayed, generator) if replay.filled else batch.select(torch.arange(0))
-        replay.add(batch)
-        depth = torch.cat([depth, more.depth])
-        noise = torch.cat([noise, noise.new_zeros(len(more.image), *noise.shape[1:])])
-        batch = Photographs(**{name: torch.cat([a, getattr(more, name)]) for name, a in vars(batch).items()})
-        instances = torch.cat([instances, more.instances])
     with half:
-        raw, motion = model.core.maps(batch.image, depth, instances, noise, batch.intrinsics)
-    raw, motion = raw[:count].float(), motion.float()
-    scene = model.core.lift(raw, motion[:count], sample.photo, depth[:count], instances[:count], sample.intrinsics)
+        raw, motion = model.core.maps(sample.photo, depth, seen, noise, sample.intrinsics)
+    raw, motion = raw.float(), motion.float()
+    scene = model.core.lift(raw, motion, sample.photo, depth, seen, sample.intrinsics)
     image, _ = render_views(scene, sample)
     target = torch.cat([sample.later, sample.other])
     terms["image"] = 5 * image_loss(image, target, torch.cat([sample.later_moving, sample.other_moving]))
     terms["kl"] = 3e-3 * diagonal_gaussian_kl(mean, log_variance)
-    terms["motion"] = 0.5 * motion_loss(model.core.lift.metric_motion(motion), batch)
+    terms["motion"] = 0.5 * motion_loss(
+        model.core.lift.metric_motion(motion),
+        Photographs(sample.photo, depth, seen, sample.instances, sample.intrinsics, sample.motion, sample.visible),
+    )
     return terms
+
+
+@torch.no_grad()
+def take_photographs(
+    model: Training, streets: world.Street, width: int, height: int, device: torch.device
+) -> Photographs:
+    """Photographs of streets on `device`, with the depth and the objects that the network sees in them."""
+    streets = streets.to(device)
+    photo = world.render(streets, torch.zeros(len(streets.fov), device=device), streets.camera, width, height)
+    motion, visible = true_motions(streets, photo)
+    image = photo.image.permute(0, 3, 1, 2).contiguous()
+    intrinsics = streets.intrinsics(width, height)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        maps = model.perceive.perception(image, intrinsics)
+    depth, seen = model.perceive.readout(*(value.float() for value in maps))
+    return Photographs(image, depth, seen, photo.objects.int(), intrinsics, motion, visible)
+
+
+def motion_losses(model: Training, photographs: Photographs) -> dict[str, Tensor]:
+    """The loss of the likeliest motion alone, weighted as in `losses`."""
+    image = photographs.image
+    count, _, height, width = image.shape
+    noise = image.new_zeros(count, model.config.noise_channels, height // 16, width // 16)
+    with torch.autocast(image.device.type, torch.bfloat16, enabled=image.is_cuda):
+        motion = model.core.motion_map(image, photographs.depth, photographs.seen, noise, photographs.intrinsics)
+    return {"motion": 0.5 * motion_loss(model.core.lift.metric_motion(motion.float()), photographs)}
 
 
 @torch.no_grad()
@@ -386,8 +413,8 @@ def train(
         batch: streets per step. size: width and height of the pictures, multiples of 32.
         seed: of weights, streets and views.
         resume: a `training.pt`.
-        refine: a checkpoint to start from; its perception is kept, and the time goes into motion: 3 replayed
-            photographs for each rendered street.
+        refine: a checkpoint to start from; its perception is kept, and the time goes into motion: seven steps of eight
+            learn from photographs alone, a new and a replayed one for each street of the batch.
 
     Returns:
         The path of the checkpoint: the moving average of the weights.
@@ -403,7 +430,7 @@ def train(
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     model = _networks(name, refine, target)
-    replay = None if refine is None else Replay(128 * batch)
+    replay = None if refine is None else Replay(64 * batch)
     shadow: Training = copy.deepcopy(model).eval().requires_grad_(False)
     learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=peak_rate, weight_decay=1e-4)
@@ -422,8 +449,12 @@ def train(
         for step, streets in enumerate(streets_ahead(seed, first, steps, batch), start=first):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, steps, peak_rate)
-            sample = make_sample(streets, generator, *size, target)
-            terms = losses(model, sample, generator, replay=replay, replayed=3 * batch)
+            if replay is None or step % _RENDERS_EVERY == 0:
+                sample = make_sample(streets, generator, *size, target)
+                terms = losses(model, sample, generator, perception=replay is None)
+            else:
+                new = take_photographs(model, streets, *size, target)
+                terms = motion_losses(model, replay.mixed(new, generator))
             _descend(optimizer, terms, learned)
             average(shadow, model)
             late = time.monotonic() - began > 60 * minutes

@@ -53,12 +53,16 @@ class UNet(nn.Module):
         )
         self.up = nn.ModuleList(ConvNorm(a + b, a) for a, b in pairs)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
-        """[B,C,H,W], H and W multiples of 2^(L−1), to decoder features, finest first: [B,widths[i],H/2^i,W/2^i]."""
+    def forward(self, x: Tensor, finest: int = 0) -> list[Tensor]:
+        """[B,C,H,W], H and W multiples of 2^(L−1), to decoder features, finest first: [B,widths[i],H/2^i,W/2^i].
+
+        Args:
+            finest: the first i that is wanted; finer features are not computed.
+        """
         skips = [self.stem(x)]
         for down in self.down:
             skips.append(down(skips[-1]))
         features = [skips.pop()]
-        for up, skip in zip(reversed(self.up), reversed(skips)):
+        for up, skip in zip(reversed(self.up[finest:]), reversed(skips[finest:])):
             features.append(up(torch.cat([skip, upsample(features[-1])], dim=1)))
         return features[::-1]

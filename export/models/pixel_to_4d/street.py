@@ -278,10 +278,20 @@ class StreetCore(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """What the decoders say: raw Gaussians [B, K·14 + K−1, H, W] and raw motion [B,12,H/4,W/4]."""
         features = self.enc_s(self.prepare(image, intrinsics, depth, instances))
-        motion = self.latent(features[4]) + self.dec_vae(noise)
-        for block, skip in zip(self.dec_d, (features[3], features[2])):
+        return self.dec_s(features[0]), self._decode_motion(features[2:], noise)
+
+    def motion_map(self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor) -> Tensor:
+        """Only the raw motion [B,12,H/4,W/4] of `maps`, for less than half the work: what training it needs."""
+        return self._decode_motion(self.enc_s(self.prepare(image, intrinsics, depth, instances), finest=2), noise)
+
+    def _decode_motion(self, features: list[Tensor], noise: Tensor) -> Tensor:
+        """Raw motion from features at strides 4, 8, 16, ..."""
+        fine, middle, coarse = features[:3]
+        motion = self.latent(coarse) + self.dec_vae(noise)
+        for block, skip in zip(self.dec_d, (middle, fine)):
             motion = block(torch.cat([upsample(motion), skip], 1))
-        return self.dec_s(features[0]), self.motion(motion)
+        decoded: Tensor = self.motion(motion)
+        return decoded
 
 
 class Street(nn.Module):

@@ -183,23 +183,52 @@ def test_losses_are_finite_and_reach_every_weight(sample):
         assert (parameter.grad != 0).any(), name
 
 
-def test_losses_with_replay_leave_perception_alone(sample):
-    model, replay = tiny(), training.Replay(4)
+def test_losses_without_perception_leave_it_alone(sample):
+    model = tiny()
     model.perceive.requires_grad_(False)
-    for step in range(3):
-        terms = training.losses(model, sample, generator(step), replay=replay, replayed=3)
-        assert set(terms) == {"image", "kl", "motion"}
-        assert all(value.isfinite() for value in terms.values())
+    terms = training.losses(model, sample, generator(), perception=False)
+    assert set(terms) == {"image", "kl", "motion"}
+    assert all(value.isfinite() for value in terms.values())
     torch.stack(list(terms.values())).sum().backward()
     assert all(parameter.grad is None for parameter in model.perceive.parameters())
     for part in (model.core, model.enc_vae):
         assert all((parameter.grad != 0).any() for parameter in part.parameters())
-    assert replay.filled == 4
+
+
+def test_photographs_are_those_of_the_sample(sample):
+    model = tiny().eval()
+    found = training.take_photographs(model, world.training_streets(2, 0, 2), 64, 32, torch.device("cpu"))
+    depth, seen = model.perceive(sample.photo, sample.intrinsics)
+    for value, expected in ((found.image, sample.photo), (found.depth, depth), (found.motion, sample.motion)):
+        assert torch.equal(value, expected)
+    assert torch.equal(found.seen, seen)
+    assert torch.equal(found.instances, sample.instances)
+
+
+def test_motion_is_learned_from_photographs_alone(sample):
+    model = tiny()
+    terms = training.motion_losses(model, photographs(sample))
+    assert set(terms) == {"motion"}
+    terms["motion"].backward()
+    reached = {name.split(".")[0] for name, p in model.core.named_parameters() if p.grad is not None}
+    assert reached == {"enc_s", "latent", "dec_vae", "dec_d", "motion"}
+
+
+def test_motion_alone_is_that_of_all_maps(sample):
+    core = tiny().core.eval()
+    inputs = (sample.photo, sample.depth, sample.instances, torch.randn(2, 4, 2, 4), sample.intrinsics)
+    assert torch.equal(core.motion_map(*inputs), core.maps(*inputs)[1])
 
 
 def photographs(sample: training.Sample) -> training.Photographs:
     return training.Photographs(
-        sample.photo, sample.depth, sample.instances, sample.intrinsics, sample.motion, sample.visible
+        sample.photo,
+        sample.depth,
+        sample.instances,
+        sample.instances,
+        sample.intrinsics,
+        sample.motion,
+        sample.visible,
     )
 
 
@@ -254,6 +283,7 @@ def numbered(first: int, count: int) -> training.Photographs:
     return training.Photographs(
         image=values.reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2),
         depth=values.reshape(-1, 1, 1, 1).expand(-1, 1, 2, 2),
+        seen=values.int().reshape(-1, 1, 1).expand(-1, 2, 2),
         instances=values.int().reshape(-1, 1, 1).expand(-1, 2, 2),
         intrinsics=values[:, None].expand(-1, 4),
         motion=values.reshape(-1, 1, 1).expand(-1, 64, 12),
@@ -263,18 +293,21 @@ def numbered(first: int, count: int) -> training.Photographs:
 
 def test_replay_wraps_around_and_keeps_rows_together():
     replay = training.Replay(5)
-    replay.add(numbered(0, 2))
-    assert replay.filled == 2
-    drawn = replay.draw(50, generator())
-    assert set(drawn.intrinsics[:, 0].tolist()) == {0, 1}  # none of the rows that are still empty
+    drawn = replay.mixed(numbered(0, 2), generator())
+    assert drawn.intrinsics[:2, 0].tolist() == [0, 1]
+    assert set(drawn.intrinsics[2:, 0].tolist()) <= {0, 1}  # none of the rows that are still empty
+    seen = set()
     for first in (2, 4, 6):
         replay.add(numbered(first, 2))
-    drawn = replay.draw(200, generator())
+    for step in range(20):
+        drawn = replay.mixed(numbered(6, 2), generator(step))
+        assert len(drawn.image) == 4
+        for name, value in vars(drawn).items():
+            if name != "visible":
+                assert (value.flatten(1) == drawn.intrinsics[:, :1]).all(), name
+        seen |= set(drawn.intrinsics[:, 0].tolist())
     assert replay.filled == 5
-    assert set(drawn.intrinsics[:, 0].tolist()) == {3, 4, 5, 6, 7}
-    for name, value in vars(drawn).items():
-        if name != "visible":
-            assert (value.flatten(1) == drawn.intrinsics[:, :1]).all(), name
+    assert seen <= {4, 5, 6, 7}
     assert drawn.instances.dtype == torch.int32
     assert drawn.visible.dtype == torch.bool
 
