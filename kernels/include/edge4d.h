@@ -3,6 +3,7 @@
  * An operator takes one plain struct: its `size` first (sizeof, so that a struct of another version is refused), then the
  * sizes of its tensors, its attributes, and the tensors themselves, dense and row-major, owned by the caller.
  * The names are those of kernels/ops.py; the numbers are those of CONVENTIONS.md.
+ * libedge4d_kernels holds the functions edge4d_cpu_*, libedge4d_cuda those called edge4d_cuda_*; both hold the rest.
  * Functions return a status; edge4d_last_error says more, for the calling thread, until its next call.
  * Calls from several threads at once are fine. */
 #ifndef EDGE4D_H
@@ -21,7 +22,8 @@ enum edge4d_status {
   EDGE4D_OK = 0,
   EDGE4D_INVALID = 1,       /* sizes, attributes or pointers that cannot be */
   EDGE4D_OUT_OF_MEMORY = 2,
-  EDGE4D_TOO_MANY_PAIRS = 3 /* an image needs 2^31 Gaussian-tile pairs or more */
+  EDGE4D_TOO_MANY_PAIRS = 3, /* an image needs 2^31 Gaussian-tile pairs or more */
+  EDGE4D_CUDA_ERROR = 4      /* the driver refused; edge4d_last_error has its words */
 };
 
 enum edge4d_dtype { EDGE4D_FLOAT32 = 0, EDGE4D_FLOAT16 = 1, EDGE4D_UINT8 = 2 };
@@ -73,6 +75,49 @@ typedef struct edge4d_farthest_point_sample {
   int32_t *indices;           /* [L] */
 } edge4d_farthest_point_sample;
 
+/* One term of a scene's motion: `Poly` or `Delta` of runtime/motion.py, whose formulas it follows. */
+enum edge4d_motion_kind { EDGE4D_POLY = 1, EDGE4D_DELTA = 2 };
+enum edge4d_rotation { EDGE4D_ADD = 0, EDGE4D_MUL_LEFT = 1, EDGE4D_MUL_RIGHT = 2 };
+enum edge4d_activation { EDGE4D_IDENTITY = 0, EDGE4D_EXP = 1, EDGE4D_SOFTPLUS = 2, EDGE4D_SIGMOID = 3 };
+enum { EDGE4D_MAX_MOTION_TERMS = 4 };
+
+typedef struct edge4d_motion_term {
+  int32_t kind;
+  /* Poly */
+  int32_t groups, linear_terms, angular_terms; /* M, P, Q */
+  const float *centres; /* [M, 3] */
+  const float *linear;  /* [M, P, 3] */
+  const float *angular; /* [M, Q, 3] */
+  /* Delta */
+  int32_t raw;                     /* 1: added before the activations */
+  int32_t rotation;                /* edge4d_rotation */
+  int32_t linear_interpolation;    /* 0: holds the latest sample */
+  int32_t samples, rows, channels; /* T, n, C */
+  int32_t dtype;                   /* of data: float32 or float16 */
+  /* first channels of what it changes, -1: leaves it */
+  int32_t means_at, quats_at, scales_at, opacities_at, colors_at;
+  const double *times;         /* [T] seconds, increasing */
+  const void *data;            /* [T, n, C] */
+  const int32_t *row_of;       /* [N] row of each Gaussian in data, -1: none; null: row i is Gaussian i */
+} edge4d_motion_term;
+
+/* A scene's Gaussians at a time: stored values, through its terms and activations, to what GaussianRasterize takes.
+ * An output that is null is not written. Outputs must not overlap inputs. */
+typedef struct edge4d_move_gaussians {
+  uint64_t size;
+  int32_t gaussians, coefficients; /* N; K, 0 when colors are [N, 3] */
+  int32_t dtype;                   /* of the outputs: float32 or float16 */
+  int32_t scale_activation, opacity_activation;
+  float scale_bias, scale_floor, opacity_bias;
+  float quat_bias[4];
+  int32_t term_count;
+  edge4d_motion_term terms[EDGE4D_MAX_MOTION_TERMS];
+  const double *time;      /* one number, seconds */
+  const int32_t *groups;   /* [N]; null: all static */
+  const float *means, *quats, *scales, *opacities, *colors;
+  void *moved_means, *moved_quats, *moved_scales, *moved_opacities, *moved_colors;
+} edge4d_move_gaussians;
+
 EDGE4D_API int32_t edge4d_abi_version(void);
 EDGE4D_API const char *edge4d_last_error(void);
 
@@ -83,6 +128,24 @@ EDGE4D_API const char *edge4d_cpu_instructions(void);
 EDGE4D_API int32_t edge4d_cpu_gaussian_rasterize(const edge4d_gaussian_rasterize *call, int32_t threads);
 EDGE4D_API int32_t edge4d_cpu_knn_interpolate(const edge4d_knn_interpolate *call, int32_t threads);
 EDGE4D_API int32_t edge4d_cpu_farthest_point_sample(const edge4d_farthest_point_sample *call, int32_t threads);
+
+/* On the GPU every tensor is device memory, aligned to 16 bytes, and `stream` is a cudaStream_t. A call puts work into the
+ * stream and returns: it waits for nothing, allocates nothing and reads no host memory later, so it can be captured into
+ * a CUDA graph and run in a TensorRT plugin. `workspace` is device memory of at least as many bytes as the function with
+ * that name says for the same sizes and attributes, aligned to 256 bytes; its content does not matter, and it belongs to
+ * the call until its work is done. The same inputs give the same bits on the same device.
+ * GaussianRasterize needs max_pairs > 0 here. An image that needs more holds the background alone, and its stats say so;
+ * pairs needed stop counting at 2^31 - 1. */
+EDGE4D_API uint64_t edge4d_cuda_gaussian_rasterize_workspace(const edge4d_gaussian_rasterize *call);
+EDGE4D_API int32_t edge4d_cuda_gaussian_rasterize(const edge4d_gaussian_rasterize *call, void *workspace,
+                                                  uint64_t workspace_bytes, void *stream);
+EDGE4D_API uint64_t edge4d_cuda_knn_interpolate_workspace(const edge4d_knn_interpolate *call);
+EDGE4D_API int32_t edge4d_cuda_knn_interpolate(const edge4d_knn_interpolate *call, void *workspace,
+                                               uint64_t workspace_bytes, void *stream);
+EDGE4D_API uint64_t edge4d_cuda_farthest_point_sample_workspace(const edge4d_farthest_point_sample *call);
+EDGE4D_API int32_t edge4d_cuda_farthest_point_sample(const edge4d_farthest_point_sample *call, void *workspace,
+                                                     uint64_t workspace_bytes, void *stream);
+EDGE4D_API int32_t edge4d_cuda_move_gaussians(const edge4d_move_gaussians *call, void *stream);
 
 #ifdef __cplusplus
 }
