@@ -10,6 +10,14 @@ from report import RESULTS, ROOT
 
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 
+# What README.md shows of a benchmark's rows; without an entry, every field. The whole rows are in the results' files.
+COLUMNS = {
+    "rasterize": (
+        *("name", "gaussians", "pairs", "peer_ms", "ours_ms", "speedup", "graph_ms", "graph_speedup"),
+        *("fast_graph_ms", "higs_ms", "moving_graph_ms", "views8_over_single", "psnr_db", "fast_psnr_db"),
+    ),
+}
+
 
 def main() -> None:
     readme = ROOT / "README.md"
@@ -31,11 +39,17 @@ def newest() -> list[dict[str, Any]]:
 
 
 def table(report: dict[str, Any]) -> str:
-    columns = list(dict.fromkeys(key for row in report["rows"] for key in row))
+    found = dict.fromkeys(key for row in report["rows"] for key in row)
+    columns = [key for key in COLUMNS.get(report["script"], found) if key in found]
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     lines += ["| " + " | ".join(str(row.get(column, "")) for column in columns) + " |" for row in report["rows"]]
-    source = f"{report['machine']}, {report['cores']} cores, commit {report['commit']}: `{report['command']}`"
-    return "\n".join((source, "", *lines))
+    notes = [f"`{key}`: {note}" for key, note in report.get("notes", {}).items() if key in columns]
+    return "\n".join((source(report), "", *lines, *([""] if notes else []), "  \n".join(notes))).rstrip("\n")
+
+
+def source(report: dict[str, Any]) -> str:
+    size = f"{report['cores']} cores" if "cores" in report else f"driver {report['driver']}"
+    return f"{report['machine']}, {size}, commit {report['commit']}: `{report['command']}`"
 
 
 if __name__ == "__main__":
