@@ -7,16 +7,23 @@ import functools
 import importlib.resources
 import os
 import sys
+from collections.abc import Mapping
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_uint64, c_void_p
 from pathlib import Path
+from typing import Any, NamedTuple, Optional
 
-from edge4d.runtime.errors import LibraryNotFound
+from edge4d.runtime.errors import CudaError, InvalidRequest, LibraryNotFound, PairOverflow
 
 ABI_VERSION = 1
 FILE_NAME = "libedge4d_kernels.dylib" if sys.platform == "darwin" else "libedge4d_kernels.so"
+CUDA_FILE_NAME = "libedge4d_cuda.so"
 
-OK, INVALID, OUT_OF_MEMORY, TOO_MANY_PAIRS = range(4)  # edge4d_status
+OK, INVALID, OUT_OF_MEMORY, TOO_MANY_PAIRS, CUDA_ERROR = range(5)  # edge4d_status
 DTYPES = {"float32": 0, "float16": 1, "uint8": 2}  # edge4d_dtype
+POLY, DELTA = 1, 2  # edge4d_motion_kind
+ROTATIONS = {"add": 0, "mul_left": 1, "mul_right": 2}  # edge4d_rotation
+ACTIVATIONS = {"identity": 0, "exp": 1, "softplus": 2, "sigmoid": 3}  # edge4d_activation
+MAX_MOTION_TERMS = 4
 
 
 class GaussianRasterizeCall(Structure):
@@ -33,6 +40,45 @@ class GaussianRasterizeCall(Structure):
         *((name, c_void_p) for name in ("means", "quats", "scales", "opacities", "colors")),
         *((name, c_void_p) for name in ("viewmats", "Ks", "background")),
         *((name, c_void_p) for name in ("image", "alpha", "depth", "stats")),
+    )
+
+
+class RasterizeAttributes(NamedTuple):
+    """The attributes of GaussianRasterize, in the order of kernels/ops.py."""
+
+    width: int
+    height: int
+    near: float
+    far: float
+    eps2d: float
+    antialiased: bool
+    compensation_floor: float
+    alpha_max: float
+    sh_degree: int
+    max_pairs: int
+    outputs: int
+    out_dtype: str
+    fast: bool
+
+
+def gaussian_rasterize_call(
+    sizes: Mapping[str, int], dtype: str, attributes: RasterizeAttributes, **addresses: Optional[int]
+) -> GaussianRasterizeCall:
+    """The struct of a call whose tensors have these `sizes` (B, V, N, C; K of spherical harmonics) and addresses."""
+    values = attributes._asdict()
+    values.update(
+        antialiased=bool(attributes.antialiased), fast=bool(attributes.fast), out_dtype=DTYPES[attributes.out_dtype]
+    )
+    return GaussianRasterizeCall(
+        size=ctypes.sizeof(GaussianRasterizeCall),
+        batch=sizes["B"],
+        cameras=sizes["V"],
+        gaussians=sizes["N"],
+        channels=sizes["C"],
+        coefficients=sizes.get("K", 0),
+        dtype=DTYPES[dtype],
+        **values,
+        **addresses,
     )
 
 
@@ -60,53 +106,122 @@ class FarthestPointSampleCall(Structure):
     )
 
 
-def library_path() -> Path:
-    """The file that `load` loads: in the folder $EDGE4D_LIBRARY if that is set, else beside the installed package."""
+class MotionTerm(Structure):
+    """edge4d_motion_term."""
+
+    _fields_ = (
+        *((name, c_int32) for name in ("kind", "groups", "linear_terms", "angular_terms")),
+        *((name, c_void_p) for name in ("centres", "linear", "angular")),
+        *((name, c_int32) for name in ("raw", "rotation", "linear_interpolation")),
+        *((name, c_int32) for name in ("samples", "rows", "channels", "dtype")),
+        *((name, c_int32) for name in ("means_at", "quats_at", "scales_at", "opacities_at", "colors_at")),
+        *((name, c_void_p) for name in ("times", "data", "row_of")),
+    )
+
+
+class MoveGaussiansCall(Structure):
+    """edge4d_move_gaussians."""
+
+    _fields_ = (
+        ("size", c_uint64),
+        *((name, c_int32) for name in ("gaussians", "coefficients", "dtype")),
+        *((name, c_int32) for name in ("scale_activation", "opacity_activation")),
+        *((name, c_float) for name in ("scale_bias", "scale_floor", "opacity_bias")),
+        ("quat_bias", c_float * 4),
+        ("term_count", c_int32),
+        ("terms", MotionTerm * MAX_MOTION_TERMS),
+        *((name, c_void_p) for name in ("time", "groups", "means", "quats", "scales", "opacities", "colors")),
+        *((f"moved_{name}", c_void_p) for name in ("means", "quats", "scales", "opacities", "colors")),
+    )
+
+
+_OPERATORS = (
+    ("gaussian_rasterize", GaussianRasterizeCall),
+    ("knn_interpolate", KnnInterpolateCall),
+    ("farthest_point_sample", FarthestPointSampleCall),
+)
+
+
+def library_path(file_name: str = FILE_NAME) -> Path:
+    """Where a native library lies: in the folder $EDGE4D_LIBRARY if that is set, else beside the installed package."""
     folder = os.environ.get("EDGE4D_LIBRARY")
     if folder:
-        return Path(folder) / FILE_NAME
+        return Path(folder) / file_name
     # Not Path(__file__): an editable install keeps the library elsewhere, and only importlib.resources knows where.
-    return Path(str(importlib.resources.files("edge4d.kernels").joinpath(FILE_NAME)))
+    return Path(str(importlib.resources.files("edge4d.kernels").joinpath(file_name)))
 
 
 @functools.cache
 def load() -> ctypes.CDLL:
-    """The native library, ready to be called.
+    """The library of the CPU kernels, ready to be called.
 
     Raises:
         LibraryNotFound: it is missing, cannot be loaded, or is of another version.
     """
     library = _open(library_path())
-    for name, call in (
-        ("gaussian_rasterize", GaussianRasterizeCall),
-        ("knn_interpolate", KnnInterpolateCall),
-        ("farthest_point_sample", FarthestPointSampleCall),
-    ):
-        function = getattr(library, f"edge4d_cpu_{name}")
-        function.argtypes = (POINTER(call), c_int32)
-        function.restype = c_int32
-    for name in ("edge4d_last_error", "edge4d_cpu_instructions"):
-        function = getattr(library, name)
-        function.argtypes = ()
-        function.restype = c_char_p
+    for name, call in _OPERATORS:
+        _declare(library, f"edge4d_cpu_{name}", c_int32, POINTER(call), c_int32)
+    _declare(library, "edge4d_cpu_instructions", c_char_p)
     return library
+
+
+@functools.cache
+def load_cuda() -> ctypes.CDLL:
+    """The library of the CUDA kernels, ready to be called. It loads where there is no GPU too.
+
+    Raises:
+        LibraryNotFound: it is missing, cannot be loaded, or is of another version.
+    """
+    library = _open(library_path(CUDA_FILE_NAME))
+    for name, call in _OPERATORS:
+        _declare(library, f"edge4d_cuda_{name}", c_int32, POINTER(call), c_void_p, c_uint64, c_void_p)
+        _declare(library, f"edge4d_cuda_{name}_workspace", c_uint64, POINTER(call))
+    _declare(library, "edge4d_cuda_move_gaussians", c_int32, POINTER(MoveGaussiansCall), c_void_p)
+    return library
+
+
+def check(library: ctypes.CDLL, operator: str, status: int) -> None:
+    """Raises what a status of `operator` stands for, with the library's own words.
+
+    Raises:
+        InvalidRequest, MemoryError, PairOverflow, CudaError
+    """
+    if status == OK:
+        return
+    message = library.edge4d_last_error().decode()
+    if status == OUT_OF_MEMORY:
+        raise MemoryError(f"{operator}: {message}")
+    if status == TOO_MANY_PAIRS:
+        raise PairOverflow("The Gaussians cover too much of the image.", note=message, hint="Draw a smaller image.")
+    if status == CUDA_ERROR:
+        raise CudaError(f"The GPU refused {operator}.", note=message)
+    raise InvalidRequest(f"The kernel refused {operator}.", note=message)
 
 
 def _open(path: Path) -> ctypes.CDLL:
+    kernels = "CUDA kernels" if path.name == CUDA_FILE_NAME else "native kernels"
     hint = "Install the package (pip install .), or build with CMake and set EDGE4D_LIBRARY to the build folder."
+    if path.name == CUDA_FILE_NAME:
+        hint += " They are built where nvcc is on PATH."
     if not path.is_file():
-        raise LibraryNotFound("The native kernels are not there.", note=f"Looked for '{path}'.", hint=hint)
+        raise LibraryNotFound(f"The {kernels} are not there.", note=f"Looked for '{path}'.", hint=hint)
     try:
         library = ctypes.CDLL(str(path))
-        abi_version = library.edge4d_abi_version
+        _declare(library, "edge4d_abi_version", c_int32)
     except (OSError, AttributeError) as error:
-        raise LibraryNotFound("The native kernels cannot be loaded.", note=f"{error}.", hint=hint) from error
-    abi_version.argtypes = ()
-    abi_version.restype = c_int32
-    if abi_version() != ABI_VERSION:
+        raise LibraryNotFound(f"The {kernels} cannot be loaded.", note=f"{error}.", hint=hint) from error
+    found = library.edge4d_abi_version()
+    if found != ABI_VERSION:
         raise LibraryNotFound(
-            "The native kernels are of another version.",
-            note=f"'{path}' has ABI {abi_version()}, this package needs {ABI_VERSION}.",
+            f"The {kernels} are of another version.",
+            note=f"'{path}' has ABI {found}, this package needs {ABI_VERSION}.",
             hint=hint,
         )
+    _declare(library, "edge4d_last_error", c_char_p)
     return library
+
+
+def _declare(library: ctypes.CDLL, name: str, result: Any, *arguments: Any) -> None:
+    function = getattr(library, name)
+    function.argtypes = arguments
+    function.restype = result

@@ -84,3 +84,7 @@ class ExportFailed(Edge4DError):
 
 class PairOverflow(Edge4DError):
     """More Gaussian-tile pairs than `max_pairs` allows, and the caller asked for fixed memory."""
+
+
+class CudaError(Edge4DError):
+    """The CUDA driver refused a call, or a GPU operator could not be launched."""

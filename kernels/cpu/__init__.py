@@ -8,21 +8,27 @@ the process may use; the results do not depend on it.
 from __future__ import annotations
 
 import ctypes
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import NDArray
 
 from edge4d.kernels import _library
+from edge4d.kernels.checks import (
+    STORED,
+    check_attributes,
+    check_cameras,
+    check_count,
+    check_dtype,
+    check_neighbours,
+    check_sh,
+    check_shape,
+)
 from edge4d.kernels.ops import ALPHA, DEPTH, IMAGE
 from edge4d.kernels.reference import KnnInterpolation, Rasterization
-from edge4d.runtime.errors import InvalidCamera, InvalidRequest, InvalidTensor, PairOverflow
+from edge4d.runtime.errors import InvalidTensor
 
-_STORED = (np.dtype(np.float32), np.dtype(np.float16))
 _SMALL = (np.dtype(np.float32), np.dtype(np.float64))  # cameras and backgrounds: converted, they are few numbers
-_RIGID = 1e-3  # how far R R^T may be from 1: a pose written with four decimals still passes
-_K_MAX = 16
-_INT32_MAX = 2**31 - 1
 
 
 def gaussian_rasterize(
@@ -73,7 +79,7 @@ def gaussian_rasterize(
         LibraryNotFound: the native kernels are missing.
     """
     sizes: dict[str, int] = {"4": 4, "3": 3}
-    means = _checked("means", means, "BN3", _STORED, sizes)
+    means = _checked("means", means, "BN3", STORED, sizes)
     stored = (means.dtype,)
     quats = _checked("quats", quats, "BN4", stored, sizes)
     scales = _checked("scales", scales, "BN3", stored, sizes)
@@ -83,9 +89,24 @@ def gaussian_rasterize(
     Ks = _checked("Ks", Ks, "BV33", _SMALL, sizes)
     channels = sizes.setdefault("C", 3)
     background = _checked("background", background, "C", _SMALL, sizes)
-    _check_attributes(width, height, near, far, eps2d, compensation_floor, alpha_max, max_pairs, outputs, out_dtype)
-    _check_sh(sh_degree, sizes.get("K", 0))
-    _check_cameras(viewmats, Ks)
+    attributes = _library.RasterizeAttributes(
+        width,
+        height,
+        near,
+        far,
+        eps2d,
+        antialiased,
+        compensation_floor,
+        alpha_max,
+        sh_degree,
+        max_pairs,
+        outputs,
+        out_dtype,
+        fast,
+    )
+    check_attributes(attributes)
+    check_sh(sh_degree, sizes.get("K", 0))
+    check_cameras(viewmats, Ks)
 
     frames = (sizes["B"], sizes["V"], height, width)
     plane_dtype = "float32" if out_dtype == "uint8" else out_dtype
@@ -98,27 +119,10 @@ def gaussian_rasterize(
     viewmats, Ks, background = (np.ascontiguousarray(array, np.float32) for array in (viewmats, Ks, background))
     _call(
         "gaussian_rasterize",
-        _library.GaussianRasterizeCall(
-            size=ctypes.sizeof(_library.GaussianRasterizeCall),
-            batch=sizes["B"],
-            cameras=sizes["V"],
-            gaussians=sizes["N"],
-            channels=channels,
-            coefficients=sizes.get("K", 0),
-            dtype=_library.DTYPES[means.dtype.name],
-            width=width,
-            height=height,
-            near=near,
-            far=far,
-            eps2d=eps2d,
-            antialiased=bool(antialiased),
-            compensation_floor=compensation_floor,
-            alpha_max=alpha_max,
-            sh_degree=sh_degree,
-            max_pairs=max_pairs,
-            outputs=outputs,
-            out_dtype=_library.DTYPES[out_dtype],
-            fast=bool(fast),
+        _library.gaussian_rasterize_call(
+            sizes,
+            means.dtype.name,
+            attributes,
             means=means.ctypes.data,
             quats=quats.ctypes.data,
             scales=scales.ctypes.data,
@@ -165,14 +169,7 @@ def knn_interpolate(
     queries = _finite("queries", _checked("queries", queries, "Q3", float32, sizes))
     points = _finite("points", _checked("points", points, "M3", float32, sizes))
     values = _checked("values", values, "TMC", float32, sizes)
-    if not 1 <= k <= _K_MAX:
-        raise InvalidRequest("The number of neighbours cannot be used.", note=f"k is {k}; allowed: 1 to {_K_MAX}.")
-    if k > len(points):
-        raise InvalidTensor(
-            "There are fewer points than neighbours.",
-            note=f"{len(points)} points, k is {k}.",
-            hint="Give more points, or a smaller k.",
-        )
+    check_neighbours(k, len(points))
     result = KnnInterpolation(
         np.empty((sizes["T"], sizes["Q"], sizes["C"]), np.float32),
         np.empty((sizes["Q"], k), np.int32),
@@ -217,12 +214,7 @@ def farthest_point_sample(points: NDArray[Any], *, count: int, threads: int = 0)
         LibraryNotFound: the native kernels are missing.
     """
     points = _finite("points", _checked("points", points, "N3", (np.dtype(np.float32),), {"3": 3}))
-    if not 1 <= count <= len(points):
-        raise InvalidRequest(
-            "That many points cannot be chosen.",
-            note=f"count is {count}; there are {len(points)} points.",
-            hint="Ask for at least 1 and at most all of them.",
-        )
+    check_count(count, len(points))
     indices = np.empty(count, np.int32)
     _call(
         "farthest_point_sample",
@@ -242,31 +234,15 @@ def farthest_point_sample(points: NDArray[Any], *, count: int, threads: int = 0)
 
 
 def _checked(
-    name: str, array: NDArray[Any], dims: str, dtypes: tuple[DTypeLike, ...], sizes: dict[str, int]
+    name: str, array: NDArray[Any], dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
 ) -> NDArray[Any]:
     """The array, contiguous, once its dtype is among `dtypes` and its shape agrees with the letters met so far."""
     if not isinstance(array, np.ndarray):
         raise InvalidTensor(
             f"'{name}' is not a NumPy array.", note=f"It is a {type(array).__name__}.", hint="Pass numpy.asarray(...)."
         )
-    if array.dtype not in dtypes:
-        raise InvalidTensor(
-            f"'{name}' has the wrong dtype.",
-            note=f"It is {array.dtype}; allowed here: {', '.join(str(dtype) for dtype in dtypes)}.",
-            hint=f"Convert it: {name}.astype(...). Means, quats, scales, opacities and colors share one dtype.",
-        )
-    expected = [sizes.get(letter) for letter in dims]
-    if array.ndim != len(dims) or any(e is not None and e != n for e, n in zip(expected, array.shape)):
-        wanted = ", ".join(letter if e is None else str(e) for letter, e in zip(dims, expected))
-        raise InvalidTensor(
-            f"'{name}' has the wrong shape.",
-            note=f"It is {list(array.shape)}; expected [{wanted}], that is [{', '.join(dims)}].",
-            hint="The letters stand for the same size in all of a call's tensors.",
-        )
-    for letter, size in zip(dims, array.shape):
-        if size > _INT32_MAX:
-            raise InvalidTensor(f"'{name}' is too large.", note=f"{letter} is {size}; at most {_INT32_MAX}.")
-        sizes[letter] = size
+    check_dtype(name, array.dtype, dtypes)
+    check_shape(name, array.shape, dims, sizes)
     return np.ascontiguousarray(array)
 
 
@@ -277,81 +253,7 @@ def _finite(name: str, array: NDArray[Any]) -> NDArray[Any]:
     return array
 
 
-def _check_attributes(
-    width: int,
-    height: int,
-    near: float,
-    far: float,
-    eps2d: float,
-    compensation_floor: float,
-    alpha_max: float,
-    max_pairs: int,
-    outputs: int,
-    out_dtype: str,
-) -> None:
-    def require(holds: bool, allowed: str, **values: Union[int, float, str]) -> None:
-        if not holds:
-            given = ", ".join(f"{name} is {value}" for name, value in values.items())
-            raise InvalidRequest("The Gaussians cannot be drawn like that.", note=f"{given}; allowed: {allowed}.")
-
-    require(1 <= width <= _INT32_MAX and 1 <= height <= _INT32_MAX, "1 pixel or more", width=width, height=height)
-    require(0 < near <= far < float("inf"), "0 < near <= far", near=near, far=far)
-    require(0 <= eps2d < float("inf"), "0 or more", eps2d=eps2d)
-    require(0 <= compensation_floor <= 1, "0 to 1", compensation_floor=compensation_floor)
-    require(0 < alpha_max <= 1, "above 0, at most 1", alpha_max=alpha_max)
-    require(0 <= max_pairs <= _INT32_MAX, "0 to 2**31 - 1", max_pairs=max_pairs)
-    require(0 <= outputs <= IMAGE | ALPHA | DEPTH, "a sum of 1 image, 2 alpha, 4 depth", outputs=outputs)
-    require(out_dtype in _library.DTYPES, ", ".join(_library.DTYPES), out_dtype=out_dtype)
-
-
-def _check_sh(degree: int, coefficients: int) -> None:
-    if not -1 <= degree <= 3:
-        raise InvalidRequest(
-            "There are no spherical harmonics of that degree here.",
-            note=f"sh_degree is {degree}; allowed: 0 to 3, or -1 for colours as they are.",
-        )
-    if degree >= 0 and coefficients < (degree + 1) ** 2:
-        raise InvalidTensor(
-            "'colors' has too few coefficients.",
-            note=f"K is {coefficients}; sh_degree {degree} needs {(degree + 1) ** 2}.",
-            hint="Give all coefficients, or a lower sh_degree.",
-        )
-
-
-def _check_cameras(viewmats: NDArray[Any], Ks: NDArray[Any]) -> None:
-    matrices = viewmats.reshape(-1, 4, 4).astype(np.float64)
-    intrinsics = Ks.reshape(-1, 3, 3).astype(np.float64)
-    rotations = matrices[:, :3, :3]
-    with np.errstate(all="ignore"):  # what is not finite fails the comparisons
-        drift = np.abs(rotations @ rotations.swapaxes(1, 2) - np.eye(3)).max(axis=(1, 2), initial=0)
-        rigid = (drift < _RIGID) & (np.linalg.det(rotations) > 0) & np.isfinite(matrices).all(axis=(1, 2))
-    for camera in np.flatnonzero(~rigid | (matrices[:, 3] != [0, 0, 0, 1]).any(axis=1)):
-        raise InvalidCamera(
-            "A camera's pose is not rigid.",
-            note=f"viewmats number {camera} is {matrices[camera].round(6).tolist()}; R R^T differs from 1 by "
-            f"{drift[camera]:.3g}, allowed: {_RIGID}; the last row must be 0 0 0 1 and det R positive.",
-            hint="Pass world-to-camera matrices [R t; 0 1] without scale or mirroring.",
-        )
-    focal_lengths = intrinsics[:, (0, 1), (0, 1)]
-    usable = np.isfinite(intrinsics).all(axis=(1, 2)) & (focal_lengths > 0).all(axis=1)
-    plain = (intrinsics[:, (0, 1, 2, 2, 2), (1, 0, 0, 1, 2)] == [0, 0, 0, 0, 1]).all(axis=1)
-    for camera in np.flatnonzero(~(usable & plain)):
-        raise InvalidCamera(
-            "A camera's intrinsics cannot be used.",
-            note=f"Ks number {camera} is {intrinsics[camera].tolist()}; expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] "
-            "with fx and fy above 0.",
-            hint="Give focal lengths and principal point in pixels of the image's size.",
-        )
-
-
 def _call(operator: str, parameters: ctypes.Structure, threads: int) -> None:
     library = _library.load()
     status = getattr(library, f"edge4d_cpu_{operator}")(ctypes.byref(parameters), threads)
-    if status == _library.OK:
-        return
-    message = library.edge4d_last_error().decode()
-    if status == _library.OUT_OF_MEMORY:
-        raise MemoryError(f"{operator}: {message}")
-    if status == _library.TOO_MANY_PAIRS:
-        raise PairOverflow("The Gaussians cover too much of the image.", note=message, hint="Draw a smaller image.")
-    raise InvalidRequest(f"The kernel refused {operator}.", note=message)
+    _library.check(library, operator, status)
