@@ -21,3 +21,11 @@ def draw(request):
 
         return draw_cpu
     return request.getfixturevalue("device").draw
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The GPU, to draw on as cuda_scenes.py says."""
+    from cuda_scenes import Device
+
+    return Device()

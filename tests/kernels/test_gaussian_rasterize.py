@@ -109,6 +109,12 @@ def test_parity_of_one_gaussian_over_the_whole_screen(draw, monkeypatch) -> None
     assert_parity(draw, monkeypatch, one_gaussian(mean=(3, 1, 0.02), scale=(1, 2, 3), opacity=0.9))
 
 
+@pytest.mark.parametrize("mean", [(40, 0, 0.02), (-300, 100, 0.02), (4000, -3000, 0.02)])
+def test_parity_of_means_far_off_the_screen(draw, monkeypatch, mean) -> None:
+    size = 0.4 * max(np.abs(mean))  # large enough to reach the screen over millions of pixels
+    assert_parity(draw, monkeypatch, one_gaussian(mean=mean, scale=(size, size, size), opacity=0.9))
+
+
 def test_parity_of_equal_depths(draw, monkeypatch) -> None:
     scene = random_scene(8, 400)
     scene["means"][..., 2] = 4
