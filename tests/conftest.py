@@ -1,7 +1,8 @@
-"""A bundle whose scenes can be computed by hand, and a world that moves as it foresees."""
+"""A bundle whose scenes can be computed by hand, a world that moves as it foresees, and where GPU tests run."""
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
@@ -9,6 +10,28 @@ import numpy as np
 import pytest
 
 GROUPS = 8
+
+
+@pytest.hookimpl(tryfirst=True)  # before any fixture looks for a GPU
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and reason_against_gpu():
+        pytest.skip(reason_against_gpu())
+
+
+@functools.cache
+def reason_against_gpu() -> str:
+    """Why tests marked `gpu` cannot run here, or ""; that a library is there and does not load is no reason."""
+    from edge4d.kernels import _library
+    from edge4d.runtime.backends import cuda
+    from edge4d.runtime.errors import BackendUnavailable
+
+    if not _library.library_path(_library.CUDA_FILE_NAME).is_file():
+        return "the CUDA kernels were not built"
+    try:
+        cuda.check_device()
+    except BackendUnavailable as error:
+        return " ".join(str(error).splitlines())
+    return ""
 
 
 @pytest.fixture(scope="session")
