@@ -1,0 +1,651 @@
+// GaussianRasterize on the GPU: project → scan → fill → sort → blend, the same kernels for every scene, all images of a
+// call at once. Sizes are known beforehand and nothing is read back, so the chain can be captured into a CUDA graph.
+//
+// Project: every Gaussian becomes a Splat for each camera, and counts the tiles it meets.
+// Scan: each image's counts become places, one block per image. It also lists the tiles, longest lists first: work that
+//   takes long begins early.
+// Fill: splats write depth << 32 | index into their tiles' lists, in any order.
+// Sort: one block per tile; as numbers the entries have one order, so the result does not depend on how they came.
+// Blend: one block per tile, front to back. Each warp skips splats that its own part of the tile cannot see.
+#include <cuda_runtime.h>
+#include <cub/block/block_merge_sort.cuh>
+#include <cub/block/block_scan.cuh>
+
+#include <cstdint>
+
+#include "edge4d.h"
+#include "launch.cuh"
+#include "splat.cuh"
+#include "status.hpp"
+#include "values.cuh"
+
+namespace edge4d {
+namespace {
+
+constexpr float LOG2_E = 1.44269504f;
+constexpr float TRANSMITTANCE_MIN = 1e-4f;
+constexpr int PROJECT_THREADS = 256, SCAN_THREADS = 1024, SORT_THREADS = 256;
+constexpr int STATS = 5;
+
+// ---- workspace ------------------------------------------------------------------------------------------------------
+
+// I images of N Gaussians and T tiles.
+struct Workspace {
+  Splat* splats;         // [I][N]
+  float4* colors;        // [I][N] of spherical harmonics; else colours stay where the caller has them
+  int32_t* tallies;      // [I][2] visible, non-finite
+  uint32_t* counts;      // [I][T] pairs of each tile; from the scan on, the place of its next one
+  uint32_t* tile_begin;  // [I][T + 1]
+  uint32_t* order;       // [I][T] tiles, those with the most pairs first
+  uint64_t* pairs;       // [I][max_pairs] depth << 32 | index
+  uint64_t* spare;       // [I][max_pairs] for lists too long to be sorted in shared memory
+  uint64_t bytes, cleared_bytes;  // tallies and counts lie at the beginning, and start as 0
+};
+
+Workspace workspace_of(const edge4d_gaussian_rasterize& call, void* memory) {
+  const uint64_t images = uint64_t(call.batch) * uint64_t(call.cameras), splats = images * uint64_t(call.gaussians);
+  const uint64_t tiles = uint64_t(Tiles(call.width, call.height).count()), pairs = images * uint64_t(call.max_pairs);
+  Workspace w = {};
+  uint64_t& used = w.bytes;
+  const auto take = [&](auto*& array, uint64_t count) {
+    array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(reinterpret_cast<uintptr_t>(memory) + used);
+    used = (used + count * sizeof *array + 255) / 256 * 256;
+  };
+  take(w.tallies, 2 * images);
+  take(w.counts, images * tiles);
+  w.cleared_bytes = used;
+  take(w.tile_begin, images * (tiles + 1));
+  take(w.order, images * tiles);
+  take(w.splats, splats);
+  take(w.colors, call.sh_degree >= 0 ? splats : 0);
+  take(w.pairs, pairs);
+  take(w.spare, pairs);
+  return w;
+}
+
+// ---- project --------------------------------------------------------------------------------------------------------
+
+// A camera. Means are projected in float64, a few operations each: the order of depths and the places of edges are then
+// the twin's, and a pixel far from the first one is as exact as it.
+struct View {
+  double rotation[9], translation[3];
+  double focal[2], principal[2];
+  float centre[3];  // the camera's place in the world
+  float slope_min[2], slope_max[2];
+};
+
+__device__ void read_view(const edge4d_gaussian_rasterize& call, int64_t image, View& view) {
+  const float* matrix = call.viewmats + image * 16;
+  const float* K = call.Ks + image * 9;
+  double centre[3] = {};
+  for (int i = 0; i < 3; ++i) {
+    for (int j = 0; j < 3; ++j) {
+      view.rotation[3 * i + j] = matrix[4 * i + j];
+      centre[j] -= double(matrix[4 * i + j]) * double(matrix[4 * i + 3]);
+    }
+    view.translation[i] = matrix[4 * i + 3];
+  }
+  const int size[2] = {call.width, call.height};
+  for (int axis = 0; axis < 2; ++axis) {
+    const double focal = K[4 * axis], principal = K[3 * axis + 2], margin = 0.3 * 0.5 * size[axis] / focal;
+    view.focal[axis] = focal;
+    view.principal[axis] = principal;
+    view.slope_min[axis] = float(-(margin + principal / focal));
+    view.slope_max[axis] = float((size[axis] - principal) / focal + margin);
+  }
+  for (int i = 0; i < 3; ++i) view.centre[i] = float(centre[i]);
+}
+
+// The Gaussian's world axes as columns, from a quaternion of any length but 0; false for that.
+__device__ bool axes_from_quat(const float (&quat)[4], float (&axes)[3][3]) {
+  // Divided by the largest first, no length is too great or too small to be squared.
+  const float largest = fmaxf(fmaxf(fabsf(quat[0]), fabsf(quat[1])), fmaxf(fabsf(quat[2]), fabsf(quat[3])));
+  if (!(largest > 0)) return false;
+  const float w = quat[0] / largest, x = quat[1] / largest, y = quat[2] / largest, z = quat[3] / largest;
+  const float two = 2 / (w * w + x * x + y * y + z * z);
+  axes[0][0] = 1 - two * (y * y + z * z), axes[0][1] = two * (x * y - w * z), axes[0][2] = two * (x * z + w * y);
+  axes[1][0] = two * (x * y + w * z), axes[1][1] = 1 - two * (x * x + z * z), axes[1][2] = two * (y * z - w * x);
+  axes[2][0] = two * (x * z - w * y), axes[2][1] = two * (y * z + w * x), axes[2][2] = 1 - two * (x * x + y * y);
+  return true;
+}
+
+struct Covariance {
+  float xx, xy, yy, det;  // square pixels, before the blur
+};
+
+// Of the Gaussian's projection: rows * rows^T with the two rows of Jacobian * view rotation * axes * scales.
+__device__ Covariance project_covariance(const View& view, const float (&axes)[3][3], const float (&scale)[3],
+                                         float slope_x, float slope_y, float inverse_z) {
+  constexpr float WIDEST = 1e8f;  // pixels: as flat as anything larger, and its fourth power is a float
+  float a[3], b[3];
+  for (int j = 0; j < 3; ++j) {
+    float along[3];
+    for (int i = 0; i < 3; ++i)
+      along[i] = float(view.rotation[3 * i]) * axes[0][j] + float(view.rotation[3 * i + 1]) * axes[1][j] +
+                 float(view.rotation[3 * i + 2]) * axes[2][j];
+    const float size = scale[j] * inverse_z;
+    a[j] = fminf(float(view.focal[0]) * size, WIDEST) * (along[0] - slope_x * along[2]);
+    b[j] = fminf(float(view.focal[1]) * size, WIDEST) * (along[1] - slope_y * along[2]);
+  }
+  // |a x b|^2 is the determinant without its cancellation.
+  const float cross[3] = {a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]};
+  return {a[0] * a[0] + a[1] * a[1] + a[2] * a[2], a[0] * b[0] + a[1] * b[1] + a[2] * b[2],
+          b[0] * b[0] + b[1] * b[1] + b[2] * b[2],
+          cross[0] * cross[0] + cross[1] * cross[1] + cross[2] * cross[2]};
+}
+
+// Colour of spherical harmonics along the direction (x, y, z): basis and signs of 3D Gaussian splatting.
+template <class T>
+__device__ float4 color_from_sh(const T* coefficients, float x, float y, float z, int degree) {
+  const float scale = rsqrtf(x * x + y * y + z * z);
+  x *= scale, y *= scale, z *= scale;
+  const float xx = x * x, yy = y * y, zz = z * z;
+  float color[3] = {0.5f, 0.5f, 0.5f};
+  const auto add = [&](int k, float basis) {
+    for (int c = 0; c < 3; ++c) color[c] += basis * to_float(coefficients[3 * k + c]);
+  };
+  add(0, 0.282094792f);
+  if (degree > 0) {
+    add(1, -0.488602512f * y);
+    add(2, 0.488602512f * z);
+    add(3, -0.488602512f * x);
+  }
+  if (degree > 1) {
+    add(4, 1.09254843f * x * y);
+    add(5, -1.09254843f * y * z);
+    add(6, 0.315391565f * (2 * zz - xx - yy));
+    add(7, -1.09254843f * x * z);
+    add(8, 0.546274215f * (xx - yy));
+  }
+  if (degree > 2) {
+    add(9, -0.590043590f * y * (3 * xx - yy));
+    add(10, 2.89061144f * x * y * z);
+    add(11, -0.457045799f * y * (4 * zz - xx - yy));
+    add(12, 0.373176333f * z * (2 * zz - 3 * xx - 3 * yy));
+    add(13, -0.457045799f * x * (4 * zz - xx - yy));
+    add(14, 1.44530572f * z * (xx - yy));
+    add(15, -0.590043590f * x * (xx - 3 * yy));
+  }
+  return {fmaxf(color[0], 0), fmaxf(color[1], 0), fmaxf(color[2], 0), 0};
+}
+
+// What is stored of one Gaussian; finite: whether every number of it is, and its quaternion has a direction.
+template <class T>
+struct Stored {
+  float mean[3], quat[4], scale[3], opacity;
+  bool finite;
+
+  __device__ Stored(const edge4d_gaussian_rasterize& call, int64_t g) {
+    load_values(static_cast<const T*>(call.means) + 3 * g, mean);
+    load_values(static_cast<const T*>(call.quats) + 4 * g, quat);
+    load_values(static_cast<const T*>(call.scales) + 3 * g, scale);
+    opacity = to_float(static_cast<const T*>(call.opacities)[g]);
+    // 0 times a finite number is 0; times infinity or NaN it is NaN.
+    float zero = 0 * opacity;
+    for (float value : mean) zero += 0 * value;
+    for (float value : quat) zero += 0 * value;
+    for (float value : scale) zero += 0 * value;
+    const int width = call.coefficients ? 3 * call.coefficients : call.channels;
+    const T* colors = static_cast<const T*>(call.colors) + g * width;
+    for (int c = 0; c < width; ++c) zero += 0 * to_float(colors[c]);
+    finite = zero == 0;
+  }
+};
+
+// The splat of a Gaussian; one without headroom when the camera does not see it.
+template <class T>
+__device__ Splat splat_of(const edge4d_gaussian_rasterize& call, const View& view, const Stored<T>& stored,
+                          const float (&axes)[3][3]) {
+  Splat splat = {};
+  splat.log_opacity = -1e30f;
+  const float(&mean)[3] = stored.mean;
+  const auto row = [&](int i) {
+    return view.rotation[3 * i] * mean[0] + view.rotation[3 * i + 1] * mean[1] + view.rotation[3 * i + 2] * mean[2] +
+           view.translation[i];
+  };
+  const double x = row(0), y = row(1), z = row(2);
+  if (!(z >= double(call.near) && z <= double(call.far))) return splat;
+  const double inverse_z = 1 / z;
+  const double u = view.focal[0] * (x * inverse_z) + view.principal[0];
+  const double v = view.focal[1] * (y * inverse_z) + view.principal[1];
+  const float slope_x = fminf(fmaxf(float(x * inverse_z), view.slope_min[0]), view.slope_max[0]);
+  const float slope_y = fminf(fmaxf(float(y * inverse_z), view.slope_min[1]), view.slope_max[1]);
+  Covariance sigma = project_covariance(view, axes, stored.scale, slope_x, slope_y, float(inverse_z));
+
+  const float eps = call.eps2d, sharp = sigma.det;
+  sigma.det += eps * (sigma.xx + sigma.yy) + eps * eps;
+  sigma.xx += eps;
+  sigma.yy += eps;
+  float opacity = stored.opacity;
+  if (call.antialiased)
+    opacity *= sqrtf(fmaxf(call.compensation_floor * call.compensation_floor, sharp / sigma.det));
+  if (!(sigma.det > 0 && opacity >= 1.f / 255)) return splat;
+  const float log_opacity = log2f(opacity), headroom = fmaxf(log_opacity + LOG2_255, 0.f);
+  const float deviations = fminf(3.33f, sqrtf(2 / LOG2_E * headroom));
+  const double radius_x = ceilf(deviations * sqrtf(sigma.xx)), radius_y = ceilf(deviations * sqrtf(sigma.yy));
+  if (!(u + radius_x > 0 && u - radius_x < call.width && v + radius_y > 0 && v - radius_y < call.height)) return splat;
+
+  splat.cell_x = int16_t(fmin(fmax(floor(u), -32768.), 32767.));
+  splat.cell_y = int16_t(fmin(fmax(floor(v), -32768.), 32767.));
+  splat.offset_x = float(u - splat.cell_x);
+  splat.offset_y = float(v - splat.cell_y);
+  splat.slope = sigma.xy / sigma.yy;
+  splat.steep_x = sqrtf(0.5f * LOG2_E * (sigma.yy / sigma.det));
+  splat.steep_y = sqrtf(0.5f * LOG2_E / sigma.yy);
+  splat.log_opacity = fmaxf(log_opacity, -LOG2_255);
+  splat.depth = float(z);
+  return splat;
+}
+
+template <class T>
+__global__ void __launch_bounds__(PROJECT_THREADS)
+    project(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles) {
+  __shared__ View view;
+  const int64_t image = blockIdx.y, batch = image / call.cameras;
+  if (threadIdx.x == 0) read_view(call, image, view);
+  __syncthreads();
+
+  const int i = int(blockIdx.x * PROJECT_THREADS + threadIdx.x);
+  const bool there = i < call.gaussians;
+  bool finite = true;
+  Splat splat = {};
+  splat.log_opacity = -1e30f;
+  if (there) {
+    const int64_t g = batch * call.gaussians + i;
+    const Stored<T> stored(call, g);
+    float axes[3][3];
+    finite = stored.finite && axes_from_quat(stored.quat, axes);
+    if (finite) splat = splat_of(call, view, stored, axes);
+    const int64_t at = image * call.gaussians + i;
+    store_splat(work.splats, size_t(at), splat);
+    if (call.sh_degree >= 0 && splat.headroom() >= 0)
+      work.colors[at] = color_from_sh(static_cast<const T*>(call.colors) + g * 3 * call.coefficients,
+                                      stored.mean[0] - view.centre[0], stored.mean[1] - view.centre[1],
+                                      stored.mean[2] - view.centre[2], call.sh_degree);
+  }
+  uint32_t* const counts = work.counts + image * tiles.count();
+  for_each_tile(splat, 0, tiles, [&](int tile, uint64_t) { atomicAdd(counts + tile, 1u); });
+
+  const int visible = __syncthreads_count(splat.headroom() >= 0), nonfinite = __syncthreads_count(!finite);
+  if (threadIdx.x == 0 && visible) atomicAdd(work.tallies + 2 * image, visible);
+  if (threadIdx.x == 0 && nonfinite) atomicAdd(work.tallies + 2 * image + 1, nonfinite);
+}
+
+// ---- scan -----------------------------------------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(SCAN_THREADS)
+    scan(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+  using Scan = cub::BlockScan<unsigned long long, SCAN_THREADS>;
+  __shared__ typename Scan::TempStorage storage;
+  __shared__ int places[33];  // by number of bits of a tile's count, the most first
+  const int64_t image = blockIdx.x;
+  uint32_t* const counts = work.counts + image * tiles;
+  uint32_t* const tile_begin = work.tile_begin + image * (tiles + 1);
+  const int each = (tiles + SCAN_THREADS - 1) / SCAN_THREADS;
+  const int first = min(int(threadIdx.x) * each, tiles), last = min(first + each, tiles);
+
+  if (threadIdx.x < 33) places[threadIdx.x] = 0;
+  __syncthreads();
+  unsigned long long here = 0, before, all;
+  for (int tile = first; tile < last; ++tile) {
+    here += counts[tile];
+    atomicAdd(places + __clz(int(counts[tile])), 1);
+  }
+  Scan(storage).ExclusiveSum(here, before, all);
+  const bool overflow = all > (unsigned long long)(call.max_pairs);
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    int running = 0;
+    for (int& place : places) {
+      const int tiles_here = place;
+      place = running;
+      running += tiles_here;
+    }
+    int32_t* const stats = call.stats + image * STATS;
+    stats[0] = work.tallies[2 * image];
+    stats[1] = work.tallies[2 * image + 1];
+    stats[2] = int32_t(min(all, (unsigned long long)(INT32_MAX)));
+    stats[3] = call.max_pairs;
+    stats[4] = overflow;
+    tile_begin[tiles] = overflow ? 0 : uint32_t(all);
+  }
+  __syncthreads();
+  for (int tile = first; tile < last; ++tile) {
+    const uint32_t count = counts[tile], begin = overflow ? 0 : uint32_t(before);
+    tile_begin[tile] = begin;
+    counts[tile] = begin;
+    work.order[image * tiles + atomicAdd(places + __clz(int(count)), 1)] = uint32_t(tile);
+    before += count;
+  }
+}
+
+// ---- fill -----------------------------------------------------------------------------------------------------------
+
+__global__ void __launch_bounds__(PROJECT_THREADS)
+    fill(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles) {
+  const int64_t image = blockIdx.y;
+  if (call.stats[image * STATS + 4]) return;  // overflow: the lists stay empty
+  const int i = int(blockIdx.x * PROJECT_THREADS + threadIdx.x);
+  Splat splat = {};
+  splat.log_opacity = -1e30f;
+  if (i < call.gaussians) splat = load_splat(work.splats, size_t(image * call.gaussians + i));
+  uint32_t* const next = work.counts + image * tiles.count();
+  uint64_t* const pairs = work.pairs + image * call.max_pairs;
+  for_each_tile(splat, uint64_t(__float_as_uint(splat.depth)) << 32 | uint32_t(i), tiles,
+                [&](int tile, uint64_t pair) { pairs[atomicAdd(next + tile, 1u)] = pair; });
+}
+
+// ---- sort -----------------------------------------------------------------------------------------------------------
+
+struct Less {
+  __device__ bool operator()(uint64_t a, uint64_t b) const { return a < b; }
+};
+
+constexpr int SORT_MAX_ITEMS = 16, SORT_CHUNK = SORT_THREADS * SORT_MAX_ITEMS;
+
+template <int ITEMS>
+using BlockSort = cub::BlockMergeSort<uint64_t, SORT_THREADS, ITEMS>;
+
+// Sorts up to SORT_THREADS * ITEMS entries in place.
+template <int ITEMS>
+__device__ void sort_block(uint64_t* entries, int count, void* shared) {
+  auto& storage = *static_cast<typename BlockSort<ITEMS>::TempStorage*>(shared);
+  uint64_t items[ITEMS];
+  for (int k = 0; k < ITEMS; ++k) {  // any order will do, so the one that reads side by side
+    const int at = k * SORT_THREADS + int(threadIdx.x);
+    items[k] = at < count ? entries[at] : UINT64_MAX;
+  }
+  BlockSort<ITEMS>(storage).Sort(items, Less());
+  const int first = int(threadIdx.x) * ITEMS;
+  for (int k = 0; k < ITEMS; ++k)
+    if (first + k < count) entries[first + k] = items[k];
+}
+
+__device__ void sort_chunk(uint64_t* entries, int count, void* shared) {
+  if (count <= SORT_THREADS) {
+    sort_block<1>(entries, count, shared);
+  } else if (count <= 2 * SORT_THREADS) {
+    sort_block<2>(entries, count, shared);
+  } else if (count <= 4 * SORT_THREADS) {
+    sort_block<4>(entries, count, shared);
+  } else if (count <= 8 * SORT_THREADS) {
+    sort_block<8>(entries, count, shared);
+  } else {
+    sort_block<SORT_MAX_ITEMS>(entries, count, shared);
+  }
+}
+
+// How many of the first `diagonal` entries of two merged lists come from the first.
+__device__ int64_t merge_path(const uint64_t* a, int64_t a_count, const uint64_t* b, int64_t b_count,
+                              int64_t diagonal) {
+  int64_t low = max(int64_t(0), diagonal - b_count), high = min(diagonal, a_count);
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (a[middle] < b[diagonal - 1 - middle]) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// Merges neighbouring sorted runs of `run` entries from one array to another.
+__device__ void merge_runs(const uint64_t* from, uint64_t* to, int64_t count, int64_t run) {
+  constexpr int64_t EACH = 32;
+  for (int64_t start = threadIdx.x * EACH; start < count; start += SORT_THREADS * EACH) {
+    const int64_t pair = start / (2 * run) * (2 * run);
+    const uint64_t *a = from + pair, *b = from + min(pair + run, count);
+    const int64_t a_count = min(run, count - pair), b_count = min(run, max(int64_t(0), count - pair - run));
+    int64_t i = merge_path(a, a_count, b, b_count, start - pair), j = start - pair - i;
+    for (int64_t k = start; k < min(start + EACH, count); ++k)
+      to[k] = j >= b_count || (i < a_count && a[i] < b[j]) ? a[i++] : b[j++];
+  }
+}
+
+__global__ void __launch_bounds__(SORT_THREADS)
+    sort(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+  __shared__ typename BlockSort<SORT_MAX_ITEMS>::TempStorage shared;
+  const int64_t image = blockIdx.y;
+  const uint32_t tile = work.order[image * tiles + blockIdx.x];
+  const uint32_t* const bounds = work.tile_begin + image * (tiles + 1) + tile;
+  const int64_t count = bounds[1] - bounds[0];
+  if (count < 2) return;
+  uint64_t* const entries = work.pairs + image * call.max_pairs + bounds[0];
+  for (int64_t first = 0; first < count; first += SORT_CHUNK) {
+    __syncthreads();
+    sort_chunk(entries + first, int(min(count - first, int64_t(SORT_CHUNK))), &shared);
+  }
+  uint64_t *from = entries, *to = work.spare + image * call.max_pairs + bounds[0];
+  for (int64_t run = SORT_CHUNK; run < count; run *= 2) {
+    __syncthreads();
+    merge_runs(from, to, count, run);
+    uint64_t* const merged = to;
+    to = from;
+    from = merged;
+  }
+  if (from == entries) return;
+  __syncthreads();
+  for (int64_t k = threadIdx.x; k < count; k += SORT_THREADS) entries[k] = from[k];
+}
+
+// ---- blend ----------------------------------------------------------------------------------------------------------
+
+__device__ float exp2_fast(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+
+// What a batch of splats is to a tile, one after the other.
+template <int CHANNELS>
+struct Batch {
+  float4 u[128];  // along_x, along_y, shift_u, steep_y
+  float4 v[128];  // shift_v, log_opacity, depth, -
+  float colors[128][CHANNELS == 3 ? 4 : CHANNELS];
+};
+
+// Pixels side by side of one thread: what they have gathered. A pixel that is done has its transmittance negative.
+template <int CHANNELS, int PIXELS>
+struct Gathered {
+  float transmittance[PIXELS], depth[PIXELS], color[PIXELS][CHANNELS];
+};
+
+template <int CHANNELS, int PIXELS>
+__device__ void blend_splat(const Batch<CHANNELS>& batch, int j, float x, float y, float alpha_max,
+                            Gathered<CHANNELS, PIXELS>& gathered) {
+  const float4 u_part = batch.u[j], v_part = batch.v[j];
+  const float v = fmaf(u_part.w, y, v_part.x);
+  const float peak = fmaf(-v, v, v_part.y);
+  float u = fmaf(u_part.x, x, fmaf(u_part.y, y, u_part.z));
+  for (int p = 0; p < PIXELS; ++p, u += u_part.x) {
+    const float log_alpha = fmaf(-u, u, peak);
+    if (log_alpha < -LOG2_255) continue;
+    const float before = gathered.transmittance[p], alpha = fminf(exp2_fast(log_alpha), alpha_max);
+    const float after = fmaf(-before, alpha, before);
+    if (after > TRANSMITTANCE_MIN) {
+      const float weight = before * alpha;
+      gathered.transmittance[p] = after;
+      gathered.depth[p] = fmaf(weight, v_part.z, gathered.depth[p]);
+      for (int c = 0; c < CHANNELS; ++c)
+        gathered.color[p][c] = fmaf(weight, batch.colors[j][c], gathered.color[p][c]);
+    } else {
+      gathered.transmittance[p] = -fabsf(before);
+    }
+  }
+}
+
+// Channels [first, first + CHANNELS) of one pixel; alpha and depth with the first ones.
+template <int CHANNELS>
+__device__ void write_pixel(const edge4d_gaussian_rasterize& call, int64_t at, int first, float left, float depth,
+                            const float (&color)[CHANNELS]) {
+  const int plane_dtype = call.out_dtype == EDGE4D_UINT8 ? EDGE4D_FLOAT32 : call.out_dtype;
+  const float alpha = 1 - left;
+  if (first == 0 && call.outputs & EDGE4D_ALPHA) put(call.alpha, at, alpha, plane_dtype);
+  if (first == 0 && call.outputs & EDGE4D_DEPTH) put(call.depth, at, depth / fmaxf(alpha, 1e-10f), plane_dtype);
+  if (!(call.outputs & EDGE4D_IMAGE)) return;
+  for (int c = 0; c < CHANNELS; ++c)
+    put(call.image, at * call.channels + first + c, fmaf(left, call.background[first + c], color[c]), call.out_dtype);
+}
+
+// A block is a tile; a warp draws 8 x 4 PIXELS of it, each thread PIXELS side by side.
+template <class T, int CHANNELS, int PIXELS>
+__global__ void __launch_bounds__(TILE* TILE / PIXELS)
+    blend(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles, const int first_channel) {
+  constexpr int THREADS = TILE * TILE / PIXELS, BATCH = 128, WIDTH = 8, HEIGHT = 4 * PIXELS;
+  static_assert(THREADS >= BATCH, "each splat of a batch has a thread that loads it");
+  __shared__ Batch<CHANNELS> batch;
+  const int64_t image = blockIdx.y;
+  const int tile = int(work.order[image * tiles.count() + blockIdx.x]);
+  const uint32_t begin = work.tile_begin[image * (tiles.count() + 1) + tile];
+  const uint32_t end = work.tile_begin[image * (tiles.count() + 1) + tile + 1];
+  const int column = tile % tiles.columns * TILE, row = tile / tiles.columns * TILE;
+
+  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int left = warp % 2 * WIDTH, top = warp / 2 * HEIGHT;
+  const int x = left + lane % (WIDTH / PIXELS) * PIXELS, y = top + lane / (WIDTH / PIXELS);
+  const float2 half = {0.5f * (WIDTH - 1), 0.5f * (HEIGHT - 1)}, middle = {left + half.x, top + half.y};
+
+  Gathered<CHANNELS, PIXELS> gathered = {};
+  for (int p = 0; p < PIXELS; ++p)  // what lies outside the image is done from the start
+    gathered.transmittance[p] = column + x + p < call.width && row + y < call.height ? 1.f : -1.f;
+  const auto all_done = [&] {
+    bool done = true;
+    for (int p = 0; p < PIXELS; ++p) done = done && gathered.transmittance[p] < 0;
+    return bool(__all_sync(~0u, done));
+  };
+
+  const uint64_t* const pairs = work.pairs + image * call.max_pairs;
+  const Splat* const splats = work.splats + image * call.gaussians;
+  const bool harmonics = call.sh_degree >= 0;
+  const T* const colors = static_cast<const T*>(call.colors) + image / call.cameras * call.gaussians * call.channels;
+  Splat splat;
+  float color[CHANNELS];
+  const auto fetch = [&](uint32_t at) {
+    if (threadIdx.x >= BATCH || at >= end) return;
+    const uint32_t i = uint32_t(pairs[at]);
+    splat = load_splat(splats, i);
+    if (harmonics) {
+      const float4 found = work.colors[image * call.gaussians + i];
+      const float values[4] = {found.x, found.y, found.z, 0};
+      for (int c = 0; c < CHANNELS; ++c) color[c] = values[c];
+    } else {
+      for (int c = 0; c < CHANNELS; ++c) color[c] = to_float(colors[int64_t(i) * call.channels + first_channel + c]);
+    }
+  };
+
+  bool warp_done = all_done();
+  fetch(begin + threadIdx.x);
+  for (uint32_t base = begin; base < end; base += BATCH) {
+    if (__syncthreads_and(warp_done)) break;  // also: the batch before has been read by all
+    if (threadIdx.x < BATCH && base + threadIdx.x < end) {
+      const Quadric q = quadric_about(splat, float(column) + 0.5f, float(row) + 0.5f);
+      batch.u[threadIdx.x] = {q.along_x, q.along_y, q.shift_u, q.steep_y};
+      batch.v[threadIdx.x] = {q.shift_v, splat.log_opacity, splat.depth, 0};
+      for (int c = 0; c < CHANNELS; ++c) batch.colors[threadIdx.x][c] = color[c];
+    }
+    __syncthreads();
+    fetch(base + BATCH + threadIdx.x);  // arrives while this batch is blended
+    const int count = int(min(end - base, uint32_t(BATCH)));
+    for (int group = 0; group < count && !warp_done; group += 32) {
+      bool seen = false;
+      if (group + lane < count) {
+        const float4 u = batch.u[group + lane], v = batch.v[group + lane];
+        seen = meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
+      }
+      for (uint32_t left_over = __ballot_sync(~0u, seen); left_over; left_over &= left_over - 1)
+        blend_splat(batch, group + __ffs(int(left_over)) - 1, float(x), float(y), call.alpha_max, gathered);
+      warp_done = all_done();
+    }
+  }
+
+  for (int p = 0; p < PIXELS; ++p) {
+    if (column + x + p >= call.width || row + y >= call.height) continue;
+    const int64_t at = (image * call.height + row + y) * call.width + column + x + p;
+    write_pixel(call, at, first_channel, fabsf(gathered.transmittance[p]), gathered.depth[p], gathered.color[p]);
+  }
+}
+
+// ---- launch ---------------------------------------------------------------------------------------------------------
+
+void check(const edge4d_gaussian_rasterize& call) {
+  const auto require = [](bool holds, const char* what) {
+    if (!holds) refuse(std::string("GaussianRasterize: ") + what + ".");
+  };
+  require(call.size == sizeof call, "the parameter struct is of another version");
+  require(call.batch >= 0 && call.cameras >= 0 && call.gaussians >= 0, "a size is negative");
+  require(int64_t(call.batch) * call.cameras <= 65535, "more than 65,535 images in one call");
+  require(call.channels > 0, "there must be at least one channel");
+  require(call.width > 0 && call.height > 0, "width and height must be positive");
+  require(int64_t(call.width) * call.height <= INT32_MAX, "the image has 2^31 pixels or more");
+  require(call.near > 0 && call.far >= call.near, "near must be positive, and far not below it");
+  require(call.eps2d >= 0, "eps2d must not be negative");
+  require(call.compensation_floor >= 0, "compensation_floor must not be negative");
+  require(call.alpha_max > 0 && call.alpha_max <= 1, "alpha_max must lie in (0, 1]");
+  require(call.sh_degree >= -1 && call.sh_degree <= 3, "sh_degree must lie in -1 .. 3");
+  require(call.sh_degree < 0 || call.coefficients >= (call.sh_degree + 1) * (call.sh_degree + 1),
+          "too few coefficients for sh_degree");
+  require(call.sh_degree < 0 || call.channels == 3, "spherical harmonics give 3 channels");
+  require((call.sh_degree < 0) == (call.coefficients == 0), "coefficients and sh_degree do not agree");
+  require(call.max_pairs > 0, "on the GPU max_pairs must be positive");
+  require(call.outputs >= 0 && call.outputs <= 7, "outputs is a sum of 1, 2 and 4");
+  require(call.dtype == EDGE4D_FLOAT32 || call.dtype == EDGE4D_FLOAT16, "Gaussians are float32 or float16");
+  require(call.out_dtype >= EDGE4D_FLOAT32 && call.out_dtype <= EDGE4D_UINT8, "out_dtype is unknown");
+}
+
+void check_tensors(const edge4d_gaussian_rasterize& call) {
+  const auto require = [](bool holds) {
+    if (!holds) refuse("GaussianRasterize: a pointer is null.");
+  };
+  require(call.viewmats && call.Ks && call.background && call.stats);
+  require(call.gaussians == 0 || (call.means && call.quats && call.scales && call.opacities && call.colors));
+  require((call.image || !(call.outputs & EDGE4D_IMAGE)) && (call.alpha || !(call.outputs & EDGE4D_ALPHA)) &&
+          (call.depth || !(call.outputs & EDGE4D_DEPTH)));
+}
+
+template <class T>
+void launch(const edge4d_gaussian_rasterize& call, const Workspace& work, cudaStream_t stream) {
+  const Tiles tiles(call.width, call.height);
+  const unsigned images = unsigned(call.batch * call.cameras);
+  const dim3 gaussians(unsigned((int64_t(call.gaussians) + PROJECT_THREADS - 1) / PROJECT_THREADS), images);
+  const dim3 all_tiles(unsigned(tiles.count()), images);
+  check_cuda(cudaMemsetAsync(work.tallies, 0, work.cleared_bytes, stream));
+  if (call.gaussians) project<T><<<gaussians, PROJECT_THREADS, 0, stream>>>(call, work, tiles);
+  scan<<<images, SCAN_THREADS, 0, stream>>>(call, work, tiles.count());
+  if (call.gaussians) {
+    fill<<<gaussians, PROJECT_THREADS, 0, stream>>>(call, work, tiles);
+    sort<<<all_tiles, SORT_THREADS, 0, stream>>>(call, work, tiles.count());
+  }
+  if (call.channels == 3) {
+    blend<T, 3, 2><<<all_tiles, TILE * TILE / 2, 0, stream>>>(call, work, tiles, 0);
+  } else {
+    for (int channel = 0; channel < call.channels; ++channel)
+      blend<T, 1, 2><<<all_tiles, TILE * TILE / 2, 0, stream>>>(call, work, tiles, channel);
+  }
+  check_cuda(cudaGetLastError());
+}
+
+}  // namespace
+}  // namespace edge4d
+
+uint64_t edge4d_cuda_gaussian_rasterize_workspace(const edge4d_gaussian_rasterize* call) {
+  return edge4d::workspace_of(*call, nullptr).bytes;
+}
+
+int32_t edge4d_cuda_gaussian_rasterize(const edge4d_gaussian_rasterize* call, void* workspace, uint64_t workspace_bytes,
+                                       void* stream) {
+  using namespace edge4d;
+  return status_of([&] {
+    if (!call) refuse("GaussianRasterize: no parameters.");
+    check(*call);
+    if (call->batch == 0 || call->cameras == 0) return;
+    check_tensors(*call);
+    const Workspace work = workspace_of(*call, workspace);
+    check_workspace("GaussianRasterize", workspace, workspace_bytes, work.bytes);
+    if (call->dtype == EDGE4D_FLOAT16) {
+      launch<__half>(*call, work, static_cast<cudaStream_t>(stream));
+    } else {
+      launch<float>(*call, work, static_cast<cudaStream_t>(stream));
+    }
+  });
+}
