@@ -6,6 +6,7 @@ L2 cache, as in a video. `ours` and `graph` are float32 in and out, image and al
 `fast16` give a float16 image alone, from float32 and float16 Gaussians.
 
     python tests/benchmarks/rasterize.py [--only NAME ...] [--street SCENE.safetensors] [--quick] [--no-peer]
+    ncu --clock-control none python tests/benchmarks/rasterize.py --only "pixels 448x256" --profile fast
 
 Needs torch, and gsplat 1.5.3, which compiles itself when it is first imported.
 """
@@ -61,8 +62,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--quick", action="store_true", help="a third of the repeats, and no report")
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument(
+        "--profile", choices=VARIANTS, help="draw this five times, moving, and measure nothing: for ncu"
+    )
     options = parser.parse_args()
     torch.set_grad_enabled(False)
+    if options.profile:
+        for workload in workloads(options.only, options.street):
+            profiled(Moving(workload.scene, **VARIANTS[options.profile]))
+        return
     peer = None if options.no_peer else gsplat_rasterization()
     repeats = options.repeats // 3 if options.quick else options.repeats
     rows = [measure(workload, peer, repeats) for workload in workloads(options.only, options.street)]
@@ -70,6 +78,12 @@ def main() -> None:
         report.write("rasterize", rows, on_gpu=True, notes=NOTES)
     if any(row["wrong"] for row in rows):
         raise SystemExit("Some pictures are wrong; their rows say by which measure.")
+
+
+def profiled(call: Callable[[], None]) -> None:
+    for _ in range(5):
+        call()
+    torch.cuda.synchronize()
 
 
 def gsplat_rasterization() -> Callable[..., Any]:
