@@ -75,7 +75,10 @@ def _colour(text: Optional[str]) -> Any:
 
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A .mp4 file, or a folder for PNG frames.")]
 Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="A bundle that comes with edge4d, or the folder of one.")]
-Backend = Annotated[str, typer.Option(metavar="auto|onnxruntime", help="What runs the networks.")]
+Backend = Annotated[
+    str,
+    typer.Option(metavar="auto|onnxruntime|cuda", help="onnxruntime: all on the CPU; cuda: the GPU draws."),
+]
 Precision = Annotated[
     Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; its first one if not given.")
 ]
@@ -160,7 +163,15 @@ def generate(
             size=_size(size),
             background=_colour(background) or (0.0, 0.0, 0.0),
         )
-    video = edge4d.render(scene, camera, frames=frames, fps=fps, camera_format=camera_format, camera_scale=camera_scale)
+    video = edge4d.render(
+        scene,
+        camera,
+        frames=frames,
+        fps=fps,
+        camera_format=camera_format,
+        camera_scale=camera_scale,
+        backend=backend,
+    )
     if save_scene is not None:
         _save_scene(scene, save_scene, video.path.times)
     stages = pipeline.timings.stages + _save(video, output, depth_video)
@@ -183,6 +194,7 @@ def render(
     fps: Fps = None,
     size: Size = None,
     depth_video: DepthVideo = None,
+    backend: Backend = "auto",
     background: Background = None,
 ) -> None:
     """Make a video of a scene along a camera path."""
@@ -196,6 +208,7 @@ def render(
         background=_colour(background),
         camera_format=camera_format,
         camera_scale=camera_scale,
+        backend=backend,
     )
     _screen.print(_times_table(_save(video, output, depth_video), len(video)))
     for path in (output, depth_video):
@@ -259,6 +272,7 @@ def evaluate(
                 World.load(folder),
                 frames=frames,
                 background=_colour(background) or (0.0, 0.0, 0.0),
+                backend=backend,
                 progress=progress,
             )
     _screen.print(_figures_table(figures))

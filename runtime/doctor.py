@@ -13,7 +13,7 @@ import edge4d
 from edge4d.runtime.errors import Edge4DError
 
 NEEDED = ("numpy", "onnx", "onnxruntime", "pillow", "av", "safetensors", "typer", "rich")
-FOR_EXPORT = ("torch", "onnxscript")
+EXTRAS = {"torch": "export", "onnxscript": "export", "cuda-bindings": "cuda"}  # the extra that brings each
 
 
 class Finding(NamedTuple):
@@ -29,9 +29,9 @@ def examine() -> list[Finding]:
     machine = f"{platform.system()} {platform.machine()}, {_cores()} CPU cores"
     return [
         Finding("edge4d", True, f"{edge4d.__version__} on Python {platform.python_version()}, {machine}"),
-        *(_package(name, needed=True) for name in NEEDED),
-        *(_package(name, needed=False) for name in FOR_EXPORT),
+        *(_package(name) for name in (*NEEDED, *EXTRAS)),
         _checked("native kernels", _kernels),
+        _gpu(),
         _checked("H.264 video", _h264),
         *_backends(),
         *_bundles(),
@@ -50,12 +50,13 @@ def _checked(topic: str, look: Callable[[], str]) -> Finding:
         return Finding(topic, False, " ".join(str(error).splitlines()))
 
 
-def _package(name: str, *, needed: bool) -> Finding:
+def _package(name: str) -> Finding:
     try:
         return Finding(name, True, importlib.metadata.version(name))
     except importlib.metadata.PackageNotFoundError:
-        text = f"not installed: pip install {name}" if needed else "not installed: pip install edge4d[export]"
-        return Finding(name, False if needed else None, text)
+        if name in EXTRAS:
+            return Finding(name, None, f"not installed: pip install edge4d[{EXTRAS[name]}]")
+        return Finding(name, False, f"not installed: pip install {name}")
 
 
 def _kernels() -> str:
@@ -63,6 +64,16 @@ def _kernels() -> str:
 
     _library.load()
     return f"ABI {_library.ABI_VERSION}"
+
+
+def _gpu() -> Finding:
+    from edge4d.runtime.backends import cuda
+
+    try:
+        cuda.check_device()
+        return Finding("GPU", True, cuda.device_name())
+    except Edge4DError as error:
+        return Finding("GPU", None, error.what)
 
 
 def _h264() -> str:

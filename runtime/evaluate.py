@@ -44,6 +44,7 @@ def evaluate(
     *,
     frames: Optional[int] = None,
     background: tuple[float, float, float] = (0.0, 0.0, 0.0),
+    backend: str = "auto",
     progress: Optional[Callable[[int, int], None]] = None,
 ) -> dict[str, Any]:
     """Scores `pipeline` on every sequence of `world`.
@@ -51,6 +52,7 @@ def evaluate(
     Args:
         frames: how many of each sequence, the photograph included; all of them without it.
         background: RGB in 0..1 behind the scene.
+        backend: what draws; see `edge4d.runtime.renderer.Renderer`.
         progress: called with (sequences done, sequences in all).
 
     Returns:
@@ -77,7 +79,7 @@ def evaluate(
             size=world.size,
             background=background,
         )
-        _score(scores, scene, sequence, frames)
+        _score(scores, scene, sequence, frames, backend)
         if progress:
             progress(done, len(world.sequences))
     return {
@@ -94,9 +96,9 @@ def evaluate(
     }
 
 
-def _score(scores: Scores, scene: Scene4D, sequence: WorldSequence, frames: int) -> None:
-    ours = Renderer(scene, dtype="float32")
-    static = Renderer(scene.without_motion(), outputs=("image",), dtype="float32")
+def _score(scores: Scores, scene: Scene4D, sequence: WorldSequence, frames: int, backend: str) -> None:
+    ours = Renderer(scene, dtype="float32", backend=backend)
+    static = Renderer(scene.without_motion(), outputs=("image",), dtype="float32", backend=backend)
     copy = _unit(sequence.photo)
     for index in range(1, frames):
         camera, t = sequence.cameras[index], float(sequence.times[index])

@@ -1,21 +1,23 @@
-"""Scene4D + camera + time → picture, on the CPU kernels."""
+"""Scene4D + camera + time → picture: by the CPU kernels here, by the CUDA kernels in `frame_graph`."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge4d.kernels import cpu
 from edge4d.kernels.ops import ALPHA, DEPTH, IMAGE
+from edge4d.runtime.backends import draws_on_gpu
 from edge4d.runtime.camera import Camera
-from edge4d.runtime.errors import InvalidCameraPath, InvalidRequest
+from edge4d.runtime.errors import InvalidCameraPath, InvalidRequest, PairOverflow
 from edge4d.runtime.pose_files import read_camera_path
 from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.trajectories import TRAJECTORIES, CameraPath, trajectory
@@ -28,7 +30,7 @@ FRAMES = 24
 
 
 class Frame(NamedTuple):
-    """One rendered picture; its arrays are the caller's. What was not asked for has no elements.
+    """One rendered picture. What was not asked for has no elements.
 
     Attributes:
         image: [H,W,3], uint8 in 0..255 or float32 in 0..1.
@@ -46,12 +48,31 @@ class Frame(NamedTuple):
 class Renderer:
     """Renders one scene from any camera at any time.
 
+    `render` gives a frame that is the caller's. A loop is faster with `submit` and `fetch`: up to `MAX_IN_FLIGHT`
+    frames are under way at once, so that the GPU draws one while the one before is looked at. One thread uses a
+    renderer at a time. On the GPU it holds the scene and two frames, and gives that back when it goes; a frame of
+    another size than the ones before costs some milliseconds.
+
     Args:
         scene: what to render.
         background: RGB in 0..1; the scene's own without it.
         outputs: of "image", "alpha" and "depth".
         dtype: of the image, "uint8" or "float32".
+        max_pairs: room for so many pairs of a Gaussian and a tile that it covers, and no more; without it there is as
+            much as a frame needs. The third of a frame's stats says how many it needed.
+        backend: "cuda" draws on the GPU, "onnxruntime" on the CPU; "auto" on the GPU if that works here.
+
+    Attributes:
+        scene: as above.
+        on_gpu: whether the GPU draws.
+
+    Raises:
+        InvalidRequest: an argument that cannot be used.
+        BackendUnavailable: the backend does not work on this machine.
+        CudaError: the GPU's memory is too small.
     """
+
+    MAX_IN_FLIGHT = 2
 
     def __init__(
         self,
@@ -60,27 +81,106 @@ class Renderer:
         background: Optional[Sequence[float]] = None,
         outputs: Sequence[str] = ("image", "alpha", "depth"),
         dtype: str = "uint8",
+        max_pairs: Optional[int] = None,
+        backend: str = "auto",
     ) -> None:
-        unknown = [name for name in outputs if name not in OUTPUTS]
-        if unknown:
-            raise InvalidRequest("The renderer has no such output.", note=f"{unknown}; it has {list(OUTPUTS)}.")
         self.scene = scene
-        self._background = np.asarray(scene.background if background is None else background, np.float32)
-        if self._background.shape != (3,) or not ((self._background >= 0) & (self._background <= 1)).all():
-            raise InvalidRequest(
-                "The background is not a colour.", note=f"{self._background.tolist()}, expected r, g, b in 0..1."
-            )
-        self._outputs = sum(OUTPUTS[name] for name in set(outputs))
-        self._dtype = dtype
+        self.on_gpu = draws_on_gpu(backend)
+        colour = _checked_background(scene.background if background is None else background)
+        self._drawing = self._new_drawing(colour, _checked_outputs(outputs), dtype, _checked_pairs(max_pairs))
+        self._in_flight: deque[Any] = deque()
 
     def render(self, camera: Camera, t: float) -> Frame:
         """The scene at t seconds, seen by `camera`, whose pose is camera-to-world in the scene's frame.
 
         Raises:
-            InvalidRequest: t is not finite.
+            InvalidRequest: t is not finite, or frames were submitted and not fetched.
+            PairOverflow: the frame needs more than `max_pairs`.
             LibraryNotFound: the native kernels are missing.
         """
-        means, quats, scales, opacities, colors = self.scene.evaluate(t)
+        if self._in_flight:
+            raise InvalidRequest(
+                "A frame cannot be rendered among submitted ones.",
+                note=f"{self.in_flight} submitted frames were not fetched.",
+                hint="Fetch them first.",
+            )
+        self.submit(camera, t)
+        frame = self.fetch()
+        return Frame(*(array.copy() for array in frame)) if self._drawing.lends else frame
+
+    def submit(self, camera: Camera, t: float) -> None:
+        """Begins a frame, as `render` would make it. On the GPU this returns at once; on the CPU it draws.
+
+        Raises:
+            InvalidRequest: t is not finite, or `MAX_IN_FLIGHT` frames were submitted and not fetched.
+            LibraryNotFound: the native kernels are missing.
+        """
+        if self.in_flight == self.MAX_IN_FLIGHT:
+            raise InvalidRequest(
+                "Too many frames are under way.",
+                note=f"{self.in_flight} were submitted and not fetched; {self.MAX_IN_FLIGHT} are possible.",
+                hint="Fetch one first.",
+            )
+        self._in_flight.append(self._drawing.begin(camera, t))
+
+    def fetch(self) -> Frame:
+        """Waits for the earliest frame that was submitted and not fetched.
+
+        It is valid until two more were submitted: copy what should live longer.
+
+        Raises:
+            InvalidRequest: there is none.
+            PairOverflow: the frame needs more than `max_pairs`.
+        """
+        if not self._in_flight:
+            raise InvalidRequest("There is no frame to fetch.", hint="Submit one first.")
+        frame = self._drawing.finish(self._in_flight.popleft())
+        if frame.stats[4]:
+            raise PairOverflow(
+                "The frame needs more Gaussian-tile pairs than there is room for.",
+                note=f"It needs {frame.stats[2]}; max_pairs is {frame.stats[3]}.",
+                hint="Give a larger max_pairs, or none.",
+            )
+        return frame
+
+    @property
+    def in_flight(self) -> int:
+        """Frames that were submitted and not fetched."""
+        return len(self._in_flight)
+
+    def _new_drawing(
+        self, background: NDArray[np.float32], outputs: int, dtype: str, max_pairs: Optional[int]
+    ) -> _Drawing:
+        if not self.on_gpu:
+            return _CpuDrawing(self.scene, background, outputs, dtype, max_pairs)
+        from edge4d.runtime.frame_graph import CudaDrawing, Settings
+
+        return CudaDrawing(self.scene, Settings(background, outputs, dtype), max_pairs)
+
+
+class _Drawing(Protocol):
+    """What draws. Frames are finished in the order in which they were begun, and at most two are begun at once."""
+
+    @property
+    def lends(self) -> bool:
+        """Whether a finished frame lies in memory that a later one will use."""
+
+    def begin(self, camera: Camera, t: float) -> Any: ...
+
+    def finish(self, begun: Any) -> Frame: ...
+
+
+class _CpuDrawing:
+    lends = False
+
+    def __init__(
+        self, scene: Scene4D, background: NDArray[np.float32], outputs: int, dtype: str, max_pairs: Optional[int]
+    ) -> None:
+        self._scene, self._background, self._outputs, self._dtype = scene, background, outputs, dtype
+        self._max_pairs = max_pairs or 0
+
+    def begin(self, camera: Camera, t: float) -> Frame:
+        means, quats, scales, opacities, colors = self._scene.evaluate(t)
         result = cpu.gaussian_rasterize(
             means[None],
             quats[None],
@@ -92,14 +192,39 @@ class Renderer:
             self._background,
             width=camera.width,
             height=camera.height,
-            eps2d=self.scene.eps2d,
-            antialiased=self.scene.antialiased,
-            sh_degree=self.scene.sh_degree,
+            eps2d=self._scene.eps2d,
+            antialiased=self._scene.antialiased,
+            sh_degree=self._scene.sh_degree,
+            max_pairs=self._max_pairs,
             outputs=self._outputs,
             out_dtype=self._dtype,
         )
         alpha, depth = (array[0, 0, ..., 0] if array.size else array for array in (result.alpha, result.depth))
         return Frame(result.image[0, 0] if result.image.size else result.image, alpha, depth, result.stats[0, 0])
+
+    def finish(self, begun: Frame) -> Frame:
+        return begun
+
+
+def _checked_background(background: Sequence[float]) -> NDArray[np.float32]:
+    colour = np.asarray(background, np.float32)
+    if colour.shape != (3,) or not ((colour >= 0) & (colour <= 1)).all():
+        raise InvalidRequest("The background is not a colour.", note=f"{colour.tolist()}, expected r, g, b in 0..1.")
+    return colour
+
+
+def _checked_outputs(names: Sequence[str]) -> int:
+    """As bits."""
+    unknown = [name for name in names if name not in OUTPUTS]
+    if unknown:
+        raise InvalidRequest("The renderer has no such output.", note=f"{unknown}; it has {list(OUTPUTS)}.")
+    return sum(OUTPUTS[name] for name in set(names))
+
+
+def _checked_pairs(max_pairs: Optional[int]) -> Optional[int]:
+    if max_pairs is not None and not 1 <= max_pairs < 2**31:
+        raise InvalidRequest("That is no number of pairs.", note=f"max_pairs is {max_pairs}, from 1 to 2**31 - 1.")
+    return max_pairs
 
 
 class SaveTimes(NamedTuple):
@@ -151,9 +276,10 @@ class Video:
         with ExitStack() as stack:
             add_frame = stack.enter_context(frame_writer(path, self.size, self.fps)) if path is not None else None
             add_depth = stack.enter_context(depth_writer(depth, self.size, self.fps)) if depth is not None else None
-            for done, (camera, t) in enumerate(zip(self.path.cameras, self.path.times), 1):
+            drawn = stack.enter_context(closing(self._drawn()))
+            for done in range(1, len(self) + 1):
                 before = time.perf_counter()
-                frame = self.renderer.render(camera, float(t))
+                frame = next(drawn)
                 rendering += time.perf_counter() - before
                 if add_frame:
                     add_frame(frame.image)
@@ -162,6 +288,18 @@ class Video:
                 if progress:
                     progress(done, len(self))
         return SaveTimes(rendering, time.perf_counter() - start - rendering)
+
+    def _drawn(self) -> Generator[Frame, None, None]:
+        """The frames in order, each valid until the next one; the next one is under way meanwhile."""
+        try:
+            for camera, t in zip(self.path.cameras, self.path.times):
+                self.renderer.submit(camera, float(t))
+                if self.renderer.in_flight == Renderer.MAX_IN_FLIGHT:
+                    yield self.renderer.fetch()
+            yield self.renderer.fetch()
+        finally:
+            while self.renderer.in_flight:  # whoever stopped early leaves the renderer as it was
+                self.renderer.fetch()
 
 
 def render(
@@ -174,6 +312,7 @@ def render(
     background: Optional[Sequence[float]] = None,
     camera_format: Optional[str] = None,
     camera_scale: float = 1.0,
+    backend: str = "auto",
     **parameters: float,
 ) -> Video:
     """The scene along a camera path, rendered as the video is iterated or saved.
@@ -187,11 +326,13 @@ def render(
         background: RGB in 0..1; the scene's own without it.
         camera_format: kitti, tum, colmap, realestate10k or nerfstudio; found out from the file without it.
         camera_scale: metres per unit of the file's positions.
+        backend: what draws; see `Renderer`.
         parameters: of the trajectory, such as `speed` of drive; see `edge4d.runtime.trajectories.trajectory`.
 
     Raises:
         InvalidCameraPath: no such trajectory or file, or one that cannot be used.
         InvalidRequest: another argument that cannot be used.
+        BackendUnavailable: the backend does not work on this machine.
     """
     fps = scene.fps if fps is None else fps
     seen_by = scene.camera if size is None else fitted(scene.camera, size)
@@ -203,7 +344,7 @@ def render(
         path = camera if size is None else _fitted_path(camera, size)
     else:
         path = _path_from_file(Path(camera), seen_by, fps, camera_format, camera_scale)
-    return Video(Renderer(scene, background=background), _first(path, frames), fps)
+    return Video(Renderer(scene, background=background, backend=backend), _first(path, frames), fps)
 
 
 def fitted(camera: Camera, size: tuple[int, int]) -> Camera:

@@ -99,12 +99,7 @@ class Scene4D:
         Raises:
             InvalidRequest: t is not a finite number.
         """
-        if not math.isfinite(t):
-            raise InvalidRequest(
-                "A scene cannot be evaluated at this time.",
-                note=f"t is {t}; it must be a finite number of seconds.",
-                hint=f"The scene covers {self.t0} to {self.t1} s.",
-            )
+        self.check_time(t)
         # Gaussians that are not finite are the rasterizer's to skip and count.
         with np.errstate(over="ignore", invalid="ignore"):
             gaussians = self._raw_at(t) if self._moves_raw else self._activated
@@ -112,6 +107,15 @@ class Scene4D:
                 if term.domain == "activated":
                     gaussians = term.apply(gaussians, self._groups, t)
         return gaussians
+
+    def check_time(self, t: float) -> None:
+        """Raises InvalidRequest unless t is a finite number."""
+        if not math.isfinite(t):
+            raise InvalidRequest(
+                "A scene cannot be evaluated at this time.",
+                note=f"t is {t}; it must be a finite number of seconds.",
+                hint=f"The scene covers {self.t0} to {self.t1} s.",
+            )
 
     def without_motion(self) -> Scene4D:
         """The same scene, frozen at its canonical state."""

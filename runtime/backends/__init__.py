@@ -22,6 +22,8 @@ class Backend(Protocol):
 def backend(name: str = "auto", *, threads: Optional[int] = None) -> Backend:
     """The backend of that name; "auto" is the fastest that works here.
 
+    With "cuda" the GPU draws (`draws_on_gpu`), and networks run on ONNX Runtime.
+
     Args:
         name: "auto" or one of `BACKENDS`.
         threads: CPU threads; None uses every core.
@@ -30,17 +32,43 @@ def backend(name: str = "auto", *, threads: Optional[int] = None) -> Backend:
         BackendUnavailable: it is not on this machine, or not in this version; the message says which.
         InvalidRequest: there is no backend of that name.
     """
+    _check_name(name)
+    if name == "cuda":
+        draws_on_gpu(name)
+    from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
+
+    return OnnxRuntimeBackend(threads)
+
+
+def draws_on_gpu(name: str) -> bool:
+    """Whether the backend of that name draws by the CUDA kernels, and not by those of the CPU.
+
+    Raises:
+        BackendUnavailable, InvalidRequest: as `backend`.
+    """
+    _check_name(name)
+    if name == "onnxruntime":
+        return False
+    from edge4d.runtime.backends import cuda
+
+    try:
+        cuda.check()
+    except BackendUnavailable:
+        if name == "cuda":
+            raise
+        return False
+    return True
+
+
+def _check_name(name: str) -> None:
     if name not in ("auto", *BACKENDS):
         raise InvalidRequest(
             f"There is no backend '{name}'.", hint=f"Use auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}."
         )
-    if name not in ("auto", "onnxruntime"):
+    if name.startswith("tensorrt"):
         raise BackendUnavailable(
             f"This version of edge4d has no backend '{name}'.", hint="Use --backend onnxruntime, which runs everywhere."
         )
-    from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
-
-    return OnnxRuntimeBackend(threads)
 
 
 def available_backends() -> dict[str, str]:

@@ -1,0 +1,341 @@
+"""Scene4D + camera + time → picture, on the GPU.
+
+One CUDA graph makes a frame: the camera and the time go to the GPU, the motion kernel moves the Gaussians, the
+rasterizer draws them, and the picture goes to page-locked memory of the host. The graph is recorded once per size;
+another pose or time only changes numbers that it reads. A frame costs one launch, and one wait when it is fetched;
+nothing is allocated. There are two such graphs with memory of their own, so that one frame is drawn while the one
+before is copied and looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from edge4d.kernels import cuda
+from edge4d.kernels.checks import INT32_MAX
+from edge4d.kernels.cuda import MAX_MOTION_TERMS, DeltaTerm, PolyTerm, StoredGaussians
+from edge4d.kernels.ops import ALPHA, DEPTH, IMAGE
+from edge4d.kernels.reference import Rasterization
+from edge4d.runtime.backends.cuda import DeviceArray, Event, Graph, Stream, current_device, pinned_array, use_device
+from edge4d.runtime.camera import Camera
+from edge4d.runtime.errors import InvalidRequest, PairOverflow
+from edge4d.runtime.gaussians import Gaussians
+from edge4d.runtime.motion import Delta, Motion, Poly
+from edge4d.runtime.renderer import Frame
+from edge4d.runtime.scene import Scene4D
+
+_FIRST_PAIRS = 4  # per Gaussian: scenes of photographs need two to three
+_PAIRS_STEP = 1 << 16  # capacities are multiples of it
+_ALIGNMENT = 256  # bytes
+
+
+class Settings(NamedTuple):
+    """What all frames of a renderer share."""
+
+    background: NDArray[np.float32]  # [3]
+    outputs: int  # bits of kernels.ops
+    dtype: str  # of the image
+
+
+class CudaDrawing:
+    """Draws one scene, in up to two frames at a time.
+
+    Args:
+        max_pairs: Gaussian-tile pairs that there is memory for; without it, memory grows with what frames need.
+
+    Raises:
+        InvalidRequest: the scene moves in a way that the motion kernel does not know.
+        CudaError: there is not enough memory.
+    """
+
+    lends = True  # a frame lies in memory that the next but one will use
+
+    def __init__(self, scene: Scene4D, settings: Settings, max_pairs: Optional[int]) -> None:
+        self._device = current_device()
+        self._scene = _SceneOnDevice(scene)
+        self._settings = settings
+        self._grows = max_pairs is None
+        self._capacity = _rounded_up(_FIRST_PAIRS * len(scene)) if max_pairs is None else max_pairs
+        self._graphs: list[Optional[_FrameGraph]] = [None, None]
+        self._turn = 0
+
+    def begin(self, camera: Camera, t: float) -> _Begun:
+        """Launches a frame; gives what `finish` takes."""
+        self._scene.check_time(t)
+        use_device(self._device)
+        turn = 1 - self._turn
+        graph = self._graph(turn, camera)
+        graph.launch(camera, t)
+        self._turn = turn  # only now: what failed leaves the other graph's frame alone
+        return _Begun(turn, graph, camera, t)
+
+    def finish(self, begun: _Begun) -> Frame:
+        """Waits for a frame; draws it again with more memory when it needs that."""
+        use_device(self._device)
+        frame = begun.graph.wait()
+        while frame.stats[4] and self._grows:
+            self._grow(int(frame.stats[2]))
+            graph = self._graph(begun.turn, begun.camera)
+            graph.launch(begun.camera, begun.t)
+            frame = graph.wait()
+        return frame
+
+    def _graph(self, turn: int, camera: Camera) -> _FrameGraph:
+        """The graph whose turn it is, made anew when the picture's size or the capacity has changed."""
+        graph, size = self._graphs[turn], (camera.width, camera.height)
+        if graph is None or graph.size != size or graph.capacity < self._capacity:
+            self._graphs[turn] = None  # its memory goes before the new one's comes
+            graph = self._graphs[turn] = _FrameGraph(self._scene, self._settings, size, self._capacity)
+        return graph
+
+    def _grow(self, needed: int) -> None:
+        if needed == INT32_MAX:
+            raise PairOverflow(
+                "The Gaussians cover too much of the image.",
+                note=f"They need {INT32_MAX} Gaussian-tile pairs or more.",
+                hint="Draw a smaller image.",
+            )
+        self._capacity = max(self._capacity, _rounded_up(needed + needed // 4))
+
+
+class _Begun(NamedTuple):
+    turn: int
+    graph: _FrameGraph
+    camera: Camera
+    t: float
+
+
+class _FrameGraph:
+    """One frame at a time: its memory on both sides, and the graph that fills it."""
+
+    def __init__(self, scene: _SceneOnDevice, settings: Settings, size: tuple[int, int], capacity: int) -> None:
+        self.size, self.capacity = size, capacity
+        self._scene, self._settings = scene, settings
+        self._stream, self._done = Stream(), Event()
+        self._graph: Optional[Graph] = None
+        self._inputs = _Block(
+            {
+                "viewmats": ((1, 1, 4, 4), np.float32),
+                "Ks": ((1, 1, 3, 3), np.float32),
+                "background": ((3,), np.float32),
+                "time": ((1,), np.float64),
+            }
+        )
+        self._inputs.host["background"][:] = settings.background
+        self._outputs = _Block(_output_arrays(settings, size))
+        self._moved = scene.room_for_moved()
+        self._workspace = DeviceArray((self._workspace_bytes(),), np.uint8)
+        self._frame = _frame_of(self._outputs.host)
+
+    def launch(self, camera: Camera, t: float) -> None:
+        """Makes the frame; it is there when `wait` returns. One that was launched before has to be waited for first."""
+        self._inputs.host["viewmats"][0, 0] = camera.viewmat
+        self._inputs.host["Ks"][0, 0] = camera.K
+        self._inputs.host["time"][0] = t
+        if self._graph is None:
+            self._graph = self._recorded()
+        self._graph.launch()
+        self._done.record(self._stream)
+
+    def wait(self) -> Frame:
+        """The frame, in memory that the next `launch` overwrites."""
+        self._done.synchronize()
+        return self._frame
+
+    def _recorded(self) -> Graph:
+        self._enqueue()  # the driver loads kernels when they first run, which it cannot do while it records
+        self._stream.synchronize()
+        with Graph(self._stream) as graph:
+            self._enqueue()
+        return graph
+
+    def _enqueue(self) -> None:
+        self._inputs.to_device(self._stream)
+        means, quats, scales, opacities, colors = self._scene.moved(
+            self._inputs.device["time"], self._moved, self._stream
+        )
+        outputs: Any = self._outputs.device
+        cuda.gaussian_rasterize(
+            means,
+            quats,
+            scales,
+            opacities,
+            colors,
+            self._inputs.device["viewmats"],
+            self._inputs.device["Ks"],
+            self._inputs.device["background"],
+            out=Rasterization(*(outputs.get(name) for name in Rasterization._fields)),
+            workspace=self._workspace,
+            stream=self._stream,
+            width=self.size[0],
+            height=self.size[1],
+            eps2d=self._scene.eps2d,
+            antialiased=self._scene.antialiased,
+            sh_degree=self._scene.sh_degree,
+            max_pairs=self.capacity,
+            outputs=self._settings.outputs,
+            out_dtype=self._settings.dtype,
+        )
+        self._outputs.to_host(self._stream)
+
+    def _workspace_bytes(self) -> int:
+        return cuda.gaussian_rasterize_workspace(
+            gaussians=self._scene.count,
+            coefficients=self._scene.coefficients,
+            width=self.size[0],
+            height=self.size[1],
+            max_pairs=self.capacity,
+            outputs=self._settings.outputs,
+            out_dtype=self._settings.dtype,
+        )
+
+
+# ---- the scene ------------------------------------------------------------------------------------------------------
+
+
+class _SceneOnDevice:
+    """A scene's Gaussians in GPU memory: what moves as it is stored, what stands still as it is drawn."""
+
+    def __init__(self, scene: Scene4D) -> None:
+        self.count, self.sh_degree = len(scene), scene.sh_degree
+        self.coefficients = 0 if scene.sh_degree < 0 else scene.colors.shape[1]
+        self.eps2d, self.antialiased = scene.eps2d, scene.antialiased
+        self.check_time = scene.check_time
+        moving = _moving(scene.motion)
+        still = scene.without_motion().evaluate(0.0)._asdict()
+        self._still = {name: DeviceArray.from_numpy(still[name]) for name in still if name not in moving}
+        self._stored = StoredGaussians(**{name: DeviceArray.from_numpy(getattr(scene, name)) for name in moving})
+        self._groups = DeviceArray.from_numpy(scene.groups)
+        self._terms = [_on_device(term, len(scene)) for term in scene.motion]
+        self._activation = scene.activation
+
+    def room_for_moved(self) -> StoredGaussians:
+        """Memory for one frame's Gaussians, as far as they move."""
+        stored: Any = self._stored
+        return StoredGaussians(*(None if array is None else DeviceArray(array.shape) for array in stored))
+
+    def moved(self, time: DeviceArray, room: StoredGaussians, stream: Stream) -> tuple[Any, ...]:
+        """Means, quats, scales, opacities and colors [1,N,...] at a time, once the stream has come to it."""
+        activation = self._activation
+        if self._terms:
+            cuda.move_gaussians(
+                self._stored,
+                time=time,
+                out=room,
+                groups=self._groups,
+                terms=self._terms,
+                scale_activation=activation.scale,
+                opacity_activation=activation.opacity,
+                scale_bias=activation.scale_bias,
+                opacity_bias=activation.opacity_bias,
+                scale_floor=activation.scale_floor,
+                quat_bias=activation.quat_bias,
+                stream=stream,
+            )
+        arrays: Any = {**room._asdict(), **self._still}
+        return tuple(arrays[name].view((1, *arrays[name].shape)) for name in Gaussians._fields)
+
+
+def _moving(motion: tuple[Motion, ...]) -> set[str]:
+    """The names of what changes with time."""
+    if len(motion) > MAX_MOTION_TERMS:
+        raise InvalidRequest(
+            "The scene has more motion terms than the GPU applies.",
+            note=f"It has {len(motion)}; at most {MAX_MOTION_TERMS} are possible.",
+            hint='Bake several into one, or draw on the CPU: backend="onnxruntime".',
+        )
+    names: set[str] = set()
+    for term in motion:
+        names |= set(term.layout) if isinstance(term, Delta) else {"means", "quats"}
+    return names
+
+
+def _on_device(term: Motion, count: int) -> NamedTuple:
+    if isinstance(term, Poly):
+        return PolyTerm(*(DeviceArray.from_numpy(array) for array in (term.centres, term.linear, term.angular)))
+    if not isinstance(term, Delta):
+        raise InvalidRequest(
+            "The GPU does not know a motion of the scene.",
+            note=f"It is a {type(term).__name__}; known are Poly and Delta.",
+            hint='Draw on the CPU: backend="onnxruntime".',
+        )
+    return DeltaTerm(
+        DeviceArray.from_numpy(term.times),
+        DeviceArray.from_numpy(term.data),
+        {name: first for name, (first, _) in term.layout.items()},
+        None if term.ids is None else DeviceArray.from_numpy(_rows(term.ids, count)),
+        term.domain == "raw",
+        term.rotation,
+        term.interpolation,
+    )
+
+
+def _rows(ids: NDArray[np.int32], count: int) -> NDArray[np.int32]:
+    """[count] the place of each Gaussian in `ids`, -1 where it is not among them."""
+    rows = np.full(count, -1, np.int32)
+    rows[ids] = np.arange(len(ids), dtype=np.int32)
+    return rows
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+class _Block:
+    """Arrays one after the other in one piece of memory, on the GPU and on the host: one copy moves them all.
+
+    Attributes:
+        host, device: the arrays by name.
+    """
+
+    def __init__(self, arrays: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
+        nbytes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in arrays.items()}
+        offsets = dict(
+            zip(nbytes, np.cumsum([0, *(-(-n // _ALIGNMENT) * _ALIGNMENT for n in nbytes.values())]).tolist())
+        )
+        whole = max(offsets[name] + nbytes[name] for name in arrays)
+        self._host, self._device = pinned_array((whole,), np.uint8), DeviceArray((whole,), np.uint8)
+        self.host: dict[str, NDArray[Any]] = {}
+        self.device: dict[str, DeviceArray] = {}
+        for name, (shape, dtype) in arrays.items():
+            part = self._host[offsets[name] : offsets[name] + nbytes[name]]
+            self.host[name] = part.view(dtype).reshape(shape)
+            self.device[name] = self._device.view(shape, dtype, offsets[name])
+
+    def to_device(self, stream: Stream) -> None:
+        self._device.copy_from(self._host, stream)
+
+    def to_host(self, stream: Stream) -> None:
+        self._device.copy_to(self._host, stream)
+
+
+def _output_arrays(settings: Settings, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
+    pixels = (1, 1, size[1], size[0])
+    plane_dtype = "float32" if settings.dtype == "uint8" else settings.dtype
+    arrays: dict[str, tuple[tuple[int, ...], DTypeLike]] = {"stats": ((1, 1, 5), np.int32)}
+    if settings.outputs & IMAGE:
+        arrays["image"] = ((*pixels, 3), settings.dtype)
+    if settings.outputs & ALPHA:
+        arrays["alpha"] = ((*pixels, 1), plane_dtype)
+    if settings.outputs & DEPTH:
+        arrays["depth"] = ((*pixels, 1), plane_dtype)
+    return arrays
+
+
+def _frame_of(arrays: Mapping[str, NDArray[Any]]) -> Frame:
+    nothing: NDArray[Any] = np.empty(0, np.float32)
+    image = arrays["image"][0, 0] if "image" in arrays else nothing
+    alpha, depth = (arrays[name][0, 0, ..., 0] if name in arrays else nothing for name in ("alpha", "depth"))
+    return Frame(image, alpha, depth, arrays["stats"][0, 0])
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _rounded_up(pairs: int) -> int:
+    return min(INT32_MAX, max(1, -(-pairs // _PAIRS_STEP)) * _PAIRS_STEP)
