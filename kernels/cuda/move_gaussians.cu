@@ -6,10 +6,8 @@
 
 #include <cuda_runtime.h>
 
-#include <string>
-
+#include "launch.cuh"
 #include "motion.cuh"
-#include "status.hpp"
 
 namespace edge4d {
 namespace {
@@ -76,7 +74,7 @@ __global__ void __launch_bounds__(threads)
 
 // ---- host -----------------------------------------------------------------------------------------------------------
 
-void require(bool holds, const std::string& what) {
+void require(bool holds, const char* what) {
   if (!holds) refuse(what);
 }
 
@@ -139,7 +137,7 @@ void run(const edge4d_move_gaussians* call, cudaStream_t stream) {
   if (call->gaussians == 0) return;
   check(*call);
   call->dtype == EDGE4D_FLOAT16 ? launch<__half>(*call, stream) : launch<float>(*call, stream);
-  if (const cudaError_t error = cudaGetLastError()) throw Failure{EDGE4D_CUDA_ERROR, cudaGetErrorString(error)};
+  check_cuda(cudaGetLastError());
 }
 
 }  // namespace
