@@ -4,6 +4,15 @@
 PHOTO ?= examples/street.png
 VIDEO ?= out/demo.mp4
 
+# What the CUDA kernels are built for: `native` is the GPU that is here, `off` builds none. Others are what CMake takes
+# as architectures, such as CUDA=90-real or CUDA="87-real;120". Where there is nvcc and no GPU they are built for an
+# H200, so that the tests see that they compile, but not for `make demo`, which would wait for nothing.
+# A plain `pip install .` builds them for everything that edge4d supports.
+gpu := $(shell nvidia-smi -L 2>/dev/null)
+CUDA ?= $(if $(shell which nvcc 2>/dev/null),$(if $(gpu),native,90-real),off)
+comma := ,
+cmake_options = -DEDGE4D_CUDA=$(if $(filter off,$(1)),OFF,ON -DCMAKE_CUDA_ARCHITECTURES="$(1)")
+
 DEMO := .venv-demo/bin
 TEST := .venv-test/bin
 
@@ -13,20 +22,20 @@ python = $(firstword $(foreach name,python3 python3.13 python3.12 python3.11 pyt
 
 .PHONY: build demo test tables clean
 
-# The native library, for running from the source: PYTHONPATH=src EDGE4D_LIBRARY=build/dev python -P …
+# The native libraries, for running from the source: PYTHONPATH=src EDGE4D_LIBRARY=build/dev python -P …
 build:
-	cmake -S . -B build/dev -DCMAKE_BUILD_TYPE=Release
+	cmake -S . -B build/dev -DCMAKE_BUILD_TYPE=Release $(call cmake_options,$(CUDA))
 	cmake --build build/dev --parallel
 
 demo: .venv-demo
 	@echo "Installing into .venv-demo"
-	@$(DEMO)/pip install --quiet .
+	@CMAKE_ARGS='$(call cmake_options,$(if $(gpu),$(CUDA),off))' $(DEMO)/pip install --quiet '.$(if $(gpu),[cuda])'
 	$(DEMO)/edge4d generate $(PHOTO) --camera drive -o $(VIDEO)
 	@echo "The video is $(abspath $(VIDEO))"
 
 test: .venv-test
 	@echo "Installing into .venv-test"
-	@$(TEST)/pip install --quiet -c constraints.txt '.[export,test]'
+	@CMAKE_ARGS='$(call cmake_options,$(CUDA))' $(TEST)/pip install --quiet -c constraints.txt '.[$(if $(gpu),cuda$(comma))export,test]'
 	$(TEST)/ruff check
 	$(TEST)/ruff format --check
 	$(TEST)/mypy
