@@ -61,7 +61,7 @@ class CudaDrawing:
         self._settings = settings
         self._grows = max_pairs is None
         self._capacity = _rounded_up(_FIRST_PAIRS * len(scene)) if max_pairs is None else max_pairs
-        self._graphs: list[Optional[_FrameGraph]] = [None, None]
+        self._graphs: dict[int, _FrameGraph] = {}  # by whose turn it is, 0 or 1
         self._turn = 0
 
     def begin(self, camera: Camera, t: float) -> _Begun:
@@ -69,28 +69,27 @@ class CudaDrawing:
         self._scene.check_time(t)
         use_device(self._device)
         turn = 1 - self._turn
-        graph = self._graph(turn, camera)
-        graph.launch(camera, t)
+        self._graph(turn, camera).launch(camera, t)
         self._turn = turn  # only now: what failed leaves the other graph's frame alone
-        return _Begun(turn, graph, camera, t)
+        return _Begun(turn, camera, t)
 
     def finish(self, begun: _Begun) -> Frame:
         """Waits for a frame; draws it again with more memory when it needs that."""
         use_device(self._device)
-        frame = begun.graph.wait()
+        frame = self._graphs[begun.turn].wait()
         while frame.stats[4] and self._grows:
             self._grow(int(frame.stats[2]))
-            graph = self._graph(begun.turn, begun.camera)
-            graph.launch(begun.camera, begun.t)
-            frame = graph.wait()
+            self._graph(begun.turn, begun.camera).launch(begun.camera, begun.t)
+            frame = self._graphs[begun.turn].wait()
         return frame
 
     def _graph(self, turn: int, camera: Camera) -> _FrameGraph:
         """The graph whose turn it is, made anew when the picture's size or the capacity has changed."""
-        graph, size = self._graphs[turn], (camera.width, camera.height)
+        graph, size = self._graphs.get(turn), (camera.width, camera.height)
         if graph is None or graph.size != size or graph.capacity < self._capacity:
-            self._graphs[turn] = None  # its memory goes before the new one's comes
-            graph = self._graphs[turn] = _FrameGraph(self._scene, self._settings, size, self._capacity)
+            graph = None
+            self._graphs.pop(turn, None)  # its memory goes before the new one's comes
+            self._graphs[turn] = graph = _FrameGraph(self._scene, self._settings, size, self._capacity)
         return graph
 
     def _grow(self, needed: int) -> None:
@@ -105,7 +104,6 @@ class CudaDrawing:
 
 class _Begun(NamedTuple):
     turn: int
-    graph: _FrameGraph
     camera: Camera
     t: float
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edge4d.runtime.camera import Camera as Camera
     from edge4d.runtime.errors import Edge4DError as Edge4DError
     from edge4d.runtime.load import load as load
+    from edge4d.runtime.player import Player as Player
     from edge4d.runtime.renderer import Renderer as Renderer
     from edge4d.runtime.renderer import render as render
     from edge4d.runtime.scene import Scene4D as Scene4D
@@ -31,6 +32,7 @@ _MODULES = {
     "CameraPath": "trajectories",
     "Edge4DError": "errors",
     "Keyframes": "trajectories",
+    "Player": "player",
     "Renderer": "renderer",
     "Scene4D": "scene",
     "load": "load",

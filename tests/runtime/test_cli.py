@@ -83,7 +83,7 @@ def test_scenes_and_ply_are_rendered(run, photo, tiny_bundle, tmp_path):
     for name in ("scene.safetensors", "scene.ply"):
         code, out, err = run(
             *("render", tmp_path / name, "--camera", tmp_path / "poses.txt", "--camera-format", "kitti"),
-            *("--size", "48x32", "--fps", 5, "-o", tmp_path / "out.mp4"),
+            *("--size", "48x32", "--fps", 5, "--backend", "onnxruntime", "-o", tmp_path / "out.mp4"),
         )
         assert code == 0, err
         assert out.strip() == str(tmp_path / "out.mp4")
