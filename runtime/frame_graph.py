@@ -292,17 +292,17 @@ class _Block:
 
     def __init__(self, arrays: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
         nbytes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in arrays.items()}
-        offsets = dict(
-            zip(nbytes, np.cumsum([0, *(-(-n // _ALIGNMENT) * _ALIGNMENT for n in nbytes.values())]).tolist())
-        )
-        whole = max(offsets[name] + nbytes[name] for name in arrays)
+        whole = sum(_aligned(count) for count in nbytes.values())
         self._host, self._device = pinned_array((whole,), np.uint8), DeviceArray((whole,), np.uint8)
+        self._host[:] = 0  # the gaps between arrays too: they are copied with them
+        self._device.copy_from(self._host)
         self.host: dict[str, NDArray[Any]] = {}
         self.device: dict[str, DeviceArray] = {}
+        offset = 0
         for name, (shape, dtype) in arrays.items():
-            part = self._host[offsets[name] : offsets[name] + nbytes[name]]
-            self.host[name] = part.view(dtype).reshape(shape)
-            self.device[name] = self._device.view(shape, dtype, offsets[name])
+            self.host[name] = self._host[offset : offset + nbytes[name]].view(dtype).reshape(shape)
+            self.device[name] = self._device.view(shape, dtype, offset)
+            offset += _aligned(nbytes[name])
 
     def to_device(self, stream: Stream) -> None:
         self._device.copy_from(self._host, stream)
