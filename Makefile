@@ -9,7 +9,7 @@ VIDEO ?= out/demo.mp4
 # H200, so that the tests see that they compile, but not for `make demo`, which would wait for nothing.
 # A plain `pip install .` builds them for everything that edge4d supports.
 gpu := $(shell nvidia-smi -L 2>/dev/null)
-CUDA ?= $(if $(shell which nvcc 2>/dev/null),$(if $(gpu),native,90-real),off)
+CUDA ?= $(if $(shell command -v nvcc 2>/dev/null),$(if $(gpu),native,90-real),off)
 comma := ,
 cmake_options = -DEDGE4D_CUDA=$(if $(filter off,$(1)),OFF,ON -DCMAKE_CUDA_ARCHITECTURES="$(1)")
 

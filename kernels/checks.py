@@ -29,18 +29,17 @@ def check_dtype(name: str, dtype: np.dtype[Any], dtypes: Sequence[np.dtype[Any]]
 
 def check_shape(name: str, shape: Sequence[int], dims: str, sizes: dict[str, int]) -> None:
     """The shape has one size per letter of `dims`: the one in `sizes`, or a new one that is noted there."""
-    expected = [sizes.get(letter) for letter in dims]
-    if len(shape) != len(dims) or any(e is not None and e != n for e, n in zip(expected, shape)):
-        wanted = ", ".join(letter if e is None else str(e) for letter, e in zip(dims, expected))
+    agrees = all(sizes.get(letter, size) == size for letter, size in zip(dims, shape))
+    if len(shape) != len(dims) or not agrees:
+        wanted = ", ".join(str(sizes.get(letter, letter)) for letter in dims)
         raise InvalidTensor(
             f"'{name}' has the wrong shape.",
             note=f"It is {list(shape)}; expected [{wanted}], that is [{', '.join(dims)}].",
             hint="The letters stand for the same size in all of a call's tensors.",
         )
-    for letter, size in zip(dims, shape):
-        if size > INT32_MAX:
-            raise InvalidTensor(f"'{name}' is too large.", note=f"{letter} is {size}; at most {INT32_MAX}.")
-        sizes[letter] = size
+    if shape and max(shape) > INT32_MAX:
+        raise InvalidTensor(f"'{name}' is too large.", note=f"It is {list(shape)}; a side has at most {INT32_MAX}.")
+    sizes.update(zip(dims, shape))
 
 
 def check_attributes(attributes: RasterizeAttributes) -> None:

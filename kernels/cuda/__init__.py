@@ -445,18 +445,20 @@ def array_interface(name: str, array: object) -> ArrayInterface:
         )
     shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
     address, read_only = interface["data"]
-    check_dense(name, shape, interface.get("strides"), dtype.itemsize)
+    strides = interface.get("strides")
+    if strides is not None:
+        check_dense(name, shape, strides, dtype.itemsize)
     return ArrayInterface(address or 0, shape, dtype, read_only)
 
 
-def check_dense(name: str, shape: tuple[int, ...], strides: Optional[tuple[int, ...]], itemsize: int) -> None:
-    """Raises InvalidTensor unless strides, in bytes, are those of a dense row-major array; None says so itself."""
+def check_dense(name: str, shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> None:
+    """Raises InvalidTensor unless strides, in bytes, are those of a dense row-major array."""
     step = itemsize
-    for size, stride in zip(reversed(shape), reversed(strides or ())):
+    for size, stride in zip(reversed(shape), reversed(strides)):
         if stride != step and size > 1 and 0 not in shape:
             raise InvalidTensor(
                 f"'{name}' is not dense and row-major.",
-                note=f"Its shape is {list(shape)}, its strides are {list(strides or ())} bytes.",
+                note=f"Its shape is {list(shape)}, its strides are {list(strides)} bytes.",
                 hint=f"Make a dense copy: {name}.contiguous() in torch, cupy.ascontiguousarray({name}).",
             )
         step *= size
@@ -487,20 +489,26 @@ def _address(
     name: str, array: object, dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
 ) -> Optional[int]:
     """Where the array lies, once its dtype is among `dtypes` and its shape agrees with the letters met so far."""
-    found = array_interface(name, array)
-    check_dtype(name, found.dtype, dtypes)
-    check_shape(name, found.shape, dims, sizes)
-    _check_aligned(name, found.address, _ALIGNMENT)
-    return found.address or None
+    return _checked(name, array_interface(name, array), dims, dtypes, sizes)
 
 
 def _output(
     name: str, array: object, dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
 ) -> Optional[int]:
     """`_address` of an array that is written."""
-    if array_interface(name, array).read_only:
+    found = array_interface(name, array)
+    if found.read_only:
         raise InvalidTensor(f"'{name}' is read-only.", hint="Pass an array that may be written.")
-    return _address(name, array, dims, dtypes, sizes)
+    return _checked(name, found, dims, dtypes, sizes)
+
+
+def _checked(
+    name: str, found: ArrayInterface, dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
+) -> Optional[int]:
+    check_dtype(name, found.dtype, dtypes)
+    check_shape(name, found.shape, dims, sizes)
+    _check_aligned(name, found.address, _ALIGNMENT)
+    return found.address or None
 
 
 def _check_aligned(name: str, address: int, alignment: int) -> None:

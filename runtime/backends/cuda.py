@@ -141,7 +141,8 @@ class DeviceArray:
             )
         capsule = foreign.__dlpack__(stream=-1)  # type: ignore[attr-defined]  # -1: the producer need not wait
         tensor = dlpack.tensor_from(capsule)
-        check_dense("foreign", tensor.shape, tensor.strides, tensor.dtype.itemsize)
+        if tensor.strides is not None:
+            check_dense("foreign", tensor.shape, tensor.strides, tensor.dtype.itemsize)
         return cls._over(tensor.shape, tensor.dtype, tensor.address, capsule)
 
     def view(self, shape: Sequence[int], dtype: Optional[DTypeLike] = None, offset: int = 0) -> DeviceArray:
