@@ -8,13 +8,14 @@
 // Sort: one block per tile; as numbers the entries have one order, so the result does not depend on how they came.
 // Blend: one block per tile, front to back. Each warp skips splats that its own part of the tile cannot see.
 #include <cuda_runtime.h>
-#include <cub/block/block_merge_sort.cuh>
 #include <cub/block/block_scan.cuh>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "edge4d.h"
 #include "launch.cuh"
+#include "sort.cuh"
 #include "splat.cuh"
 #include "status.hpp"
 #include "values.cuh"
@@ -24,8 +25,9 @@ namespace {
 
 constexpr float LOG2_E = 1.44269504f;
 constexpr float TRANSMITTANCE_MIN = 1e-4f;
-constexpr int PROJECT_THREADS = 256, SCAN_THREADS = 1024, SORT_THREADS = 256;
+constexpr int PROJECT_THREADS = 256, SCAN_THREADS = 1024;
 constexpr int STATS = 5;
+constexpr int SPREAD = 8;  // a tile's counter has 32 bytes of its own: counters side by side are slow to add to
 
 // ---- workspace ------------------------------------------------------------------------------------------------------
 
@@ -34,7 +36,7 @@ struct Workspace {
   Splat* splats;         // [I][N]
   float4* colors;        // [I][N] of spherical harmonics; else colours stay where the caller has them
   int32_t* tallies;      // [I][2] visible, non-finite
-  uint32_t* counts;      // [I][T] pairs of each tile; from the scan on, the place of its next one
+  uint32_t* counts;      // [I][T][SPREAD] pairs of each tile; from the scan on, the place of its next one
   uint32_t* tile_begin;  // [I][T + 1]
   uint32_t* order;       // [I][T] tiles, those with the most pairs first
   uint64_t* pairs;       // [I][max_pairs] depth << 32 | index
@@ -52,7 +54,7 @@ Workspace workspace_of(const edge4d_gaussian_rasterize& call, void* memory) {
     used = (used + count * sizeof *array + 255) / 256 * 256;
   };
   take(w.tallies, 2 * images);
-  take(w.counts, images * tiles);
+  take(w.counts, images * tiles * SPREAD);
   w.cleared_bytes = used;
   take(w.tile_begin, images * (tiles + 1));
   take(w.order, images * tiles);
@@ -263,8 +265,8 @@ __global__ void __launch_bounds__(PROJECT_THREADS)
                                       stored.mean[0] - view.centre[0], stored.mean[1] - view.centre[1],
                                       stored.mean[2] - view.centre[2], call.sh_degree);
   }
-  uint32_t* const counts = work.counts + image * tiles.count();
-  for_each_tile(splat, 0, tiles, [&](int tile, uint64_t) { atomicAdd(counts + tile, 1u); });
+  uint32_t* const counts = work.counts + image * tiles.count() * SPREAD;
+  for_each_tile(splat, 0, tiles, [&](int tile, uint64_t) { atomicAdd(counts + tile * SPREAD, 1u); });
 
   const int visible = __syncthreads_count(splat.headroom() >= 0), nonfinite = __syncthreads_count(!finite);
   if (threadIdx.x == 0 && visible) atomicAdd(work.tallies + 2 * image, visible);
@@ -279,7 +281,7 @@ __global__ void __launch_bounds__(SCAN_THREADS)
   __shared__ typename Scan::TempStorage storage;
   __shared__ int places[33];  // by number of bits of a tile's count, the most first
   const int64_t image = blockIdx.x;
-  uint32_t* const counts = work.counts + image * tiles;
+  uint32_t* const counts = work.counts + image * tiles * SPREAD;
   uint32_t* const tile_begin = work.tile_begin + image * (tiles + 1);
   const int each = (tiles + SCAN_THREADS - 1) / SCAN_THREADS;
   const int first = min(int(threadIdx.x) * each, tiles), last = min(first + each, tiles);
@@ -288,8 +290,9 @@ __global__ void __launch_bounds__(SCAN_THREADS)
   __syncthreads();
   unsigned long long here = 0, before, all;
   for (int tile = first; tile < last; ++tile) {
-    here += counts[tile];
-    atomicAdd(places + __clz(int(counts[tile])), 1);
+    const uint32_t count = counts[tile * SPREAD];
+    here += count;
+    atomicAdd(places + __clz(int(count)), 1);
   }
   Scan(storage).ExclusiveSum(here, before, all);
   const bool overflow = all > (unsigned long long)(call.max_pairs);
@@ -311,9 +314,9 @@ __global__ void __launch_bounds__(SCAN_THREADS)
   }
   __syncthreads();
   for (int tile = first; tile < last; ++tile) {
-    const uint32_t count = counts[tile], begin = overflow ? 0 : uint32_t(before);
+    const uint32_t count = counts[tile * SPREAD], begin = overflow ? 0 : uint32_t(before);
     tile_begin[tile] = begin;
-    counts[tile] = begin;
+    counts[tile * SPREAD] = begin;
     work.order[image * tiles + atomicAdd(places + __clz(int(count)), 1)] = uint32_t(tile);
     before += count;
   }
@@ -329,49 +332,118 @@ __global__ void __launch_bounds__(PROJECT_THREADS)
   Splat splat = {};
   splat.log_opacity = -1e30f;
   if (i < call.gaussians) splat = load_splat(work.splats, size_t(image * call.gaussians + i));
-  uint32_t* const next = work.counts + image * tiles.count();
+  uint32_t* const next = work.counts + image * tiles.count() * SPREAD;
   uint64_t* const pairs = work.pairs + image * call.max_pairs;
   for_each_tile(splat, uint64_t(__float_as_uint(splat.depth)) << 32 | uint32_t(i), tiles,
-                [&](int tile, uint64_t pair) { pairs[atomicAdd(next + tile, 1u)] = pair; });
+                [&](int tile, uint64_t pair) { pairs[atomicAdd(next + tile * SPREAD, 1u)] = pair; });
 }
 
 // ---- sort -----------------------------------------------------------------------------------------------------------
 
-struct Less {
-  __device__ bool operator()(uint64_t a, uint64_t b) const { return a < b; }
+// Lists of fewer entries are sorted by small blocks, many at a time; the others by large ones.
+constexpr int LONG_LIST = 1024;
+constexpr int SHORT_THREADS = 128, LONG_THREADS = 512, LONG_BLOCKS = 528;
+
+template <int THREADS>
+union SortMemory {
+  static constexpr int MAX_ITEMS = 8, CHUNK = MAX_ITEMS * THREADS;
+  uint64_t entries[CHUNK];
+  uint32_t keys[CHUNK];
+  struct {
+    uint64_t first[THREADS], last[THREADS];
+  } ends;
+  uint32_t range[2];  // least and greatest depth, as bits
 };
 
-constexpr int SORT_MAX_ITEMS = 16, SORT_CHUNK = SORT_THREADS * SORT_MAX_ITEMS;
-
-template <int ITEMS>
-using BlockSort = cub::BlockMergeSort<uint64_t, SORT_THREADS, ITEMS>;
-
-// Sorts up to SORT_THREADS * ITEMS entries in place.
-template <int ITEMS>
-__device__ void sort_block(uint64_t* entries, int count, void* shared) {
-  auto& storage = *static_cast<typename BlockSort<ITEMS>::TempStorage*>(shared);
-  uint64_t items[ITEMS];
-  for (int k = 0; k < ITEMS; ++k) {  // any order will do, so the one that reads side by side
-    const int at = k * SORT_THREADS + int(threadIdx.x);
-    items[k] = at < count ? entries[at] : UINT64_MAX;
+// Short numbers that sort like the entries, nearly: as many leading bits of the depth, counted from the chunk's least one,
+// as the entry's place in the chunk leaves room for.
+template <int THREADS, int ITEMS>
+__device__ void short_keys(const uint64_t* entries, int count, SortMemory<THREADS>& shared, uint32_t (&keys)[ITEMS]) {
+  const int thread = int(threadIdx.x);
+  uint32_t least = ~0u, greatest = 0;
+  for (int k = 0; k < ITEMS; ++k) {
+    const int at = k * THREADS + thread;
+    keys[k] = at < count ? uint32_t(entries[at] >> 32) : ~0u;
+    least = min(least, keys[k]);
+    greatest = max(greatest, at < count ? keys[k] : 0u);
   }
-  BlockSort<ITEMS>(storage).Sort(items, Less());
+  if (thread < 2) shared.range[thread] = thread ? 0 : ~0u;
+  __syncthreads();
+  least = __reduce_min_sync(~0u, least), greatest = __reduce_max_sync(~0u, greatest);
+  if (thread % 32 == 0) atomicMin(&shared.range[0], least), atomicMax(&shared.range[1], greatest);
+  __syncthreads();
+  least = shared.range[0], greatest = shared.range[1];
+  __syncthreads();
+  constexpr int CAPACITY = THREADS * ITEMS;
+  const int shift = max(0, 32 - __clz(int((greatest - least) | 1)) - __clz(CAPACITY - 1));
+  for (int k = 0; k < ITEMS; ++k) {
+    const int at = k * THREADS + thread;
+    if (at < count) keys[k] = ((keys[k] - least) >> shift) * CAPACITY + uint32_t(at);
+  }
+}
+
+// Whether a few exchanges of neighbours bring nearly sorted items, as `sort_in_block` leaves them, into order.
+template <int THREADS, int ITEMS>
+__device__ bool settle(uint64_t (&items)[ITEMS], SortMemory<THREADS>& shared) {
+  constexpr int ROUNDS = 6;
+  const int thread = int(threadIdx.x);
+  for (int round = 0; round < ROUNDS; ++round) {
+    bool moved = false;
+    const auto order = [&](uint64_t& lower, uint64_t& upper) {
+      if (lower <= upper) return;
+      const uint64_t kept = lower;
+      lower = upper, upper = kept;
+      moved = true;
+    };
+    for (int k = 0; k + 1 < ITEMS; ++k) order(items[k], items[k + 1]);
+    shared.ends.first[thread] = items[0], shared.ends.last[thread] = items[ITEMS - 1];
+    __syncthreads();
+    if (thread + 1 < THREADS) {
+      uint64_t next = shared.ends.first[thread + 1];
+      order(items[ITEMS - 1], next);
+    }
+    if (thread > 0) {
+      uint64_t previous = shared.ends.last[thread - 1];
+      order(previous, items[0]);
+    }
+    if (!__syncthreads_or(moved)) return true;
+  }
+  return false;
+}
+
+// Sorts up to THREADS * ITEMS entries in place. Sorting halves of their length takes less than half the time, and
+// leaves little to do; where many depths are equal, it does not.
+template <int ITEMS, int THREADS>
+__device__ void sort_block(uint64_t* entries, int count, SortMemory<THREADS>& shared) {
   const int first = int(threadIdx.x) * ITEMS;
+  uint64_t items[ITEMS];
+  bool sorted = false;
+  if constexpr (ITEMS > 1) {
+    uint32_t keys[ITEMS];
+    short_keys(entries, count, shared, keys);
+    sort_in_block<THREADS>(keys, shared.keys);
+    for (int k = 0; k < ITEMS; ++k)
+      items[k] = first + k < count ? entries[keys[k] % (THREADS * ITEMS)] : UINT64_MAX;
+    __syncthreads();
+    sorted = settle(items, shared);
+  } else {
+    items[0] = first < count ? entries[first] : UINT64_MAX;
+  }
+  if (!sorted) sort_in_block<THREADS>(items, shared.entries);
   for (int k = 0; k < ITEMS; ++k)
     if (first + k < count) entries[first + k] = items[k];
 }
 
-__device__ void sort_chunk(uint64_t* entries, int count, void* shared) {
-  if (count <= SORT_THREADS) {
+template <int THREADS>
+__device__ void sort_chunk(uint64_t* entries, int count, SortMemory<THREADS>& shared) {
+  if (count <= THREADS) {
     sort_block<1>(entries, count, shared);
-  } else if (count <= 2 * SORT_THREADS) {
+  } else if (count <= 2 * THREADS) {
     sort_block<2>(entries, count, shared);
-  } else if (count <= 4 * SORT_THREADS) {
+  } else if (count <= 4 * THREADS) {
     sort_block<4>(entries, count, shared);
-  } else if (count <= 8 * SORT_THREADS) {
-    sort_block<8>(entries, count, shared);
   } else {
-    sort_block<SORT_MAX_ITEMS>(entries, count, shared);
+    sort_block<8>(entries, count, shared);
   }
 }
 
@@ -393,7 +465,7 @@ __device__ int64_t merge_path(const uint64_t* a, int64_t a_count, const uint64_t
 // Merges neighbouring sorted runs of `run` entries from one array to another.
 __device__ void merge_runs(const uint64_t* from, uint64_t* to, int64_t count, int64_t run) {
   constexpr int64_t EACH = 32;
-  for (int64_t start = threadIdx.x * EACH; start < count; start += SORT_THREADS * EACH) {
+  for (int64_t start = threadIdx.x * EACH; start < count; start += LONG_THREADS * EACH) {
     const int64_t pair = start / (2 * run) * (2 * run);
     const uint64_t *a = from + pair, *b = from + min(pair + run, count);
     const int64_t a_count = min(run, count - pair), b_count = min(run, max(int64_t(0), count - pair - run));
@@ -403,30 +475,48 @@ __device__ void merge_runs(const uint64_t* from, uint64_t* to, int64_t count, in
   }
 }
 
-__global__ void __launch_bounds__(SORT_THREADS)
-    sort(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
-  __shared__ typename BlockSort<SORT_MAX_ITEMS>::TempStorage shared;
-  const int64_t image = blockIdx.y;
-  const uint32_t tile = work.order[image * tiles + blockIdx.x];
-  const uint32_t* const bounds = work.tile_begin + image * (tiles + 1) + tile;
-  const int64_t count = bounds[1] - bounds[0];
-  if (count < 2) return;
-  uint64_t* const entries = work.pairs + image * call.max_pairs + bounds[0];
-  for (int64_t first = 0; first < count; first += SORT_CHUNK) {
+// A list of any length: chunks that fit into shared memory, then merged.
+__device__ void sort_list(uint64_t* entries, uint64_t* spare, int64_t count, SortMemory<LONG_THREADS>& shared) {
+  constexpr int64_t CHUNK = SortMemory<LONG_THREADS>::CHUNK;
+  for (int64_t first = 0; first < count; first += CHUNK) {
     __syncthreads();
-    sort_chunk(entries + first, int(min(count - first, int64_t(SORT_CHUNK))), &shared);
+    sort_chunk(entries + first, int(min(count - first, CHUNK)), shared);
   }
-  uint64_t *from = entries, *to = work.spare + image * call.max_pairs + bounds[0];
-  for (int64_t run = SORT_CHUNK; run < count; run *= 2) {
+  uint64_t *from = entries, *to = spare;
+  for (int64_t run = CHUNK; run < count; run *= 2) {
     __syncthreads();
     merge_runs(from, to, count, run);
     uint64_t* const merged = to;
     to = from;
     from = merged;
   }
-  if (from == entries) return;
   __syncthreads();
-  for (int64_t k = threadIdx.x; k < count; k += SORT_THREADS) entries[k] = from[k];
+  if (from == entries) return;
+  for (int64_t k = threadIdx.x; k < count; k += LONG_THREADS) entries[k] = from[k];
+}
+
+// The tiles with long lists are the first in order.
+__global__ void __launch_bounds__(LONG_THREADS, 2)
+    sort_long(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+  __shared__ SortMemory<LONG_THREADS> shared;
+  const int64_t image = blockIdx.y;
+  for (int place = int(blockIdx.x); place < tiles; place += int(gridDim.x)) {
+    const uint32_t* const bounds = work.tile_begin + image * (tiles + 1) + work.order[image * tiles + place];
+    const uint32_t begin = bounds[0], count = bounds[1] - begin;
+    if (count < LONG_LIST) return;
+    sort_list(work.pairs + image * call.max_pairs + begin, work.spare + image * call.max_pairs + begin, count, shared);
+  }
+}
+
+__global__ void __launch_bounds__(SHORT_THREADS, 8)
+    sort_short(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+  __shared__ SortMemory<SHORT_THREADS> shared;
+  static_assert(SortMemory<SHORT_THREADS>::CHUNK >= LONG_LIST, "short lists fit");
+  const int64_t image = blockIdx.y;
+  const uint32_t* const bounds = work.tile_begin + image * (tiles + 1) + work.order[image * tiles + blockIdx.x];
+  const uint32_t begin = bounds[0], count = bounds[1] - begin;
+  if (count < 2 || count >= LONG_LIST) return;
+  sort_chunk(work.pairs + image * call.max_pairs + begin, int(count), shared);
 }
 
 // ---- blend ----------------------------------------------------------------------------------------------------------
@@ -437,42 +527,77 @@ __device__ float exp2_fast(float x) {
   return result;
 }
 
-// What a batch of splats is to a tile, one after the other.
-template <int CHANNELS>
+constexpr int BATCH = 128;  // splats that a tile looks at together
+constexpr int NOTHING = BATCH;  // one more, which nobody sees
+constexpr int STEP = 4;     // splats whose alphas are computed side by side, before they are blended one by one
+
+// What a batch of splats is to a tile, and which of them each warp sees.
+template <int CHANNELS, int WARPS>
 struct Batch {
-  float4 u[128];  // along_x, along_y, shift_u, steep_y
-  float4 v[128];  // shift_v, log_opacity, depth, -
-  float colors[128][CHANNELS == 3 ? 4 : CHANNELS];
+  float4 u[BATCH + 1];  // along_x, along_y, shift_u, steep_y
+  float4 v[BATCH + 1];  // shift_v, log_opacity, depth, -
+  float colors[BATCH + 1][CHANNELS == 3 ? 4 : CHANNELS];
+  alignas(4) uint8_t seen[WARPS][BATCH + STEP];
 };
 
 // Pixels side by side of one thread: what they have gathered. A pixel that is done has its transmittance negative.
 template <int CHANNELS, int PIXELS>
 struct Gathered {
   float transmittance[PIXELS], depth[PIXELS], color[PIXELS][CHANNELS];
+
+  // A splat of this alpha; 0 changes nothing.
+  __device__ void add(int p, float alpha, float z, const float (&rgb)[CHANNELS]) {
+    const float before = transmittance[p], after = fmaf(-before, alpha, before);
+    const bool enough = after > TRANSMITTANCE_MIN;
+    const float weight = enough ? before * alpha : 0.f;
+    transmittance[p] = enough ? after : -fabsf(before);
+    depth[p] = fmaf(weight, z, depth[p]);
+    for (int c = 0; c < CHANNELS; ++c) color[p][c] = fmaf(weight, rgb[c], color[p][c]);
+  }
 };
 
-template <int CHANNELS, int PIXELS>
-__device__ void blend_splat(const Batch<CHANNELS>& batch, int j, float x, float y, float alpha_max,
-                            Gathered<CHANNELS, PIXELS>& gathered) {
-  const float4 u_part = batch.u[j], v_part = batch.v[j];
-  const float v = fmaf(u_part.w, y, v_part.x);
-  const float peak = fmaf(-v, v, v_part.y);
-  float u = fmaf(u_part.x, x, fmaf(u_part.y, y, u_part.z));
-  for (int p = 0; p < PIXELS; ++p, u += u_part.x) {
-    const float log_alpha = fmaf(-u, u, peak);
-    if (log_alpha < -LOG2_255) continue;
-    const float before = gathered.transmittance[p], alpha = fminf(exp2_fast(log_alpha), alpha_max);
-    const float after = fmaf(-before, alpha, before);
-    if (after > TRANSMITTANCE_MIN) {
-      const float weight = before * alpha;
-      gathered.transmittance[p] = after;
-      gathered.depth[p] = fmaf(weight, v_part.z, gathered.depth[p]);
-      for (int c = 0; c < CHANNELS; ++c)
-        gathered.color[p][c] = fmaf(weight, batch.colors[j][c], gathered.color[p][c]);
-    } else {
-      gathered.transmittance[p] = -fabsf(before);
+// Blends STEP splats, whose numbers in the batch are the bytes of `which`.
+template <int CHANNELS, int WARPS, int PIXELS>
+__device__ void blend_step(const Batch<CHANNELS, WARPS>& batch, uint32_t which, float x, float y, float alpha_max,
+                           Gathered<CHANNELS, PIXELS>& gathered) {
+  float alphas[STEP][PIXELS], depths[STEP], colors[STEP][CHANNELS];
+#pragma unroll
+  for (int k = 0; k < STEP; ++k) {
+    const int j = int(which >> 8 * k & 255);
+    const float4 u_part = batch.u[j], v_part = batch.v[j];
+    for (int c = 0; c < CHANNELS; ++c) colors[k][c] = batch.colors[j][c];
+    depths[k] = v_part.z;
+    const float v = fmaf(u_part.w, y, v_part.x), peak = fmaf(-v, v, v_part.y);
+    float u = fmaf(u_part.x, x, fmaf(u_part.y, y, u_part.z));
+#pragma unroll
+    for (int p = 0; p < PIXELS; ++p, u += u_part.x) {
+      const float log_alpha = fmaf(-u, u, peak);
+      alphas[k][p] = log_alpha < -LOG2_255 ? 0.f : fminf(exp2_fast(log_alpha), alpha_max);
     }
   }
+#pragma unroll
+  for (int k = 0; k < STEP; ++k)
+#pragma unroll
+    for (int p = 0; p < PIXELS; ++p) gathered.add(p, alphas[k][p], depths[k], colors[k]);
+}
+
+// Lists for this warp the splats of the batch that meet its box, in order; rounds up to whole steps with NOTHING.
+template <int CHANNELS, int WARPS>
+__device__ int list_seen(Batch<CHANNELS, WARPS>& batch, int count, int warp, float2 middle, float2 half) {
+  const int lane = int(threadIdx.x) % 32;
+  int listed = 0;
+#pragma unroll
+  for (int group = 0; group < BATCH; group += 32) {
+    const int j = group + lane;
+    const float4 u = batch.u[j], v = batch.v[j];
+    const bool seen = j < count && meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
+    const uint32_t all = __ballot_sync(~0u, seen);
+    if (seen) batch.seen[warp][listed + __popc(all & ((1u << lane) - 1))] = uint8_t(j);
+    listed += __popc(all);
+  }
+  if (lane < STEP - 1) batch.seen[warp][listed + lane] = NOTHING;
+  __syncwarp();
+  return listed;
 }
 
 // Channels [first, first + CHANNELS) of one pixel; alpha and depth with the first ones.
@@ -490,11 +615,11 @@ __device__ void write_pixel(const edge4d_gaussian_rasterize& call, int64_t at, i
 
 // A block is a tile; a warp draws 8 x 4 PIXELS of it, each thread PIXELS side by side.
 template <class T, int CHANNELS, int PIXELS>
-__global__ void __launch_bounds__(TILE* TILE / PIXELS)
+__global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
     blend(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles, const int first_channel) {
-  constexpr int THREADS = TILE * TILE / PIXELS, BATCH = 128, WIDTH = 8, HEIGHT = 4 * PIXELS;
+  constexpr int THREADS = TILE * TILE / PIXELS, WIDTH = 8, HEIGHT = 4 * PIXELS;
   static_assert(THREADS >= BATCH, "each splat of a batch has a thread that loads it");
-  __shared__ Batch<CHANNELS> batch;
+  __shared__ Batch<CHANNELS, THREADS / 32> batch;
   const int64_t image = blockIdx.y;
   const int tile = int(work.order[image * tiles.count() + blockIdx.x]);
   const uint32_t begin = work.tile_begin[image * (tiles.count() + 1) + tile];
@@ -534,6 +659,12 @@ __global__ void __launch_bounds__(TILE* TILE / PIXELS)
     }
   };
 
+  batch.u[threadIdx.x % BATCH] = batch.v[threadIdx.x % BATCH] = {};  // read, not used, where a batch is not full
+  if (threadIdx.x == 0) {
+    batch.u[NOTHING] = {};
+    batch.v[NOTHING] = {0, -1e30f, 0, 0};
+    for (float& value : batch.colors[NOTHING]) value = 0;
+  }
   bool warp_done = all_done();
   fetch(begin + threadIdx.x);
   for (uint32_t base = begin; base < end; base += BATCH) {
@@ -546,17 +677,14 @@ __global__ void __launch_bounds__(TILE* TILE / PIXELS)
     }
     __syncthreads();
     fetch(base + BATCH + threadIdx.x);  // arrives while this batch is blended
-    const int count = int(min(end - base, uint32_t(BATCH)));
-    for (int group = 0; group < count && !warp_done; group += 32) {
-      bool seen = false;
-      if (group + lane < count) {
-        const float4 u = batch.u[group + lane], v = batch.v[group + lane];
-        seen = meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
-      }
-      for (uint32_t left_over = __ballot_sync(~0u, seen); left_over; left_over &= left_over - 1)
-        blend_splat(batch, group + __ffs(int(left_over)) - 1, float(x), float(y), call.alpha_max, gathered);
-      warp_done = all_done();
+    if (warp_done) continue;
+    const int listed = list_seen(batch, int(min(end - base, uint32_t(BATCH))), warp, middle, half);
+    for (int k = 0; k < listed && !warp_done; k += STEP) {
+      const uint32_t which = *reinterpret_cast<const uint32_t*>(&batch.seen[warp][k]);
+      blend_step(batch, which, float(x), float(y), call.alpha_max, gathered);
+      if (k % (4 * STEP) == 3 * STEP) warp_done = all_done();
     }
+    warp_done = all_done();
   }
 
   for (int p = 0; p < PIXELS; ++p) {
@@ -614,7 +742,9 @@ void launch(const edge4d_gaussian_rasterize& call, const Workspace& work, cudaSt
   scan<<<images, SCAN_THREADS, 0, stream>>>(call, work, tiles.count());
   if (call.gaussians) {
     fill<<<gaussians, PROJECT_THREADS, 0, stream>>>(call, work, tiles);
-    sort<<<all_tiles, SORT_THREADS, 0, stream>>>(call, work, tiles.count());
+    const dim3 long_blocks(unsigned(std::min(tiles.count(), LONG_BLOCKS)), images);
+    sort_long<<<long_blocks, LONG_THREADS, 0, stream>>>(call, work, tiles.count());
+    sort_short<<<all_tiles, SHORT_THREADS, 0, stream>>>(call, work, tiles.count());
   }
   if (call.channels == 3) {
     blend<T, 3, 2><<<all_tiles, TILE * TILE / 2, 0, stream>>>(call, work, tiles, 0);
