@@ -527,77 +527,117 @@ __device__ float exp2_fast(float x) {
   return result;
 }
 
-constexpr int BATCH = 128;  // splats that a tile looks at together
+constexpr int BATCH = 128;      // splats that a tile looks at together
 constexpr int NOTHING = BATCH;  // one more, which nobody sees
-constexpr int STEP = 4;     // splats whose alphas are computed side by side, before they are blended one by one
+constexpr int STEP = 4;         // splats whose alphas are computed side by side, before they are blended one by one
 
-// What a batch of splats is to a tile, and which of them each warp sees.
-template <int CHANNELS, int WARPS>
-struct Batch {
-  float4 u[BATCH + 1];  // along_x, along_y, shift_u, steep_y
-  float4 v[BATCH + 1];  // shift_v, log_opacity, depth, -
-  float colors[BATCH + 1][CHANNELS == 3 ? 4 : CHANNELS];
-  alignas(4) uint8_t seen[WARPS][BATCH + STEP];
+// A splat as a tile sees it. Stores of 48 bytes each lie in different banks.
+struct __align__(16) Record {
+  float4 u;  // along_x, along_y, shift_u, steep_y
+  float4 v;  // shift_v, log_opacity, the first two channels
+  float2 w;  // the third channel, depth
 };
 
-// Pixels side by side of one thread: what they have gathered. A pixel that is done has its transmittance negative.
-template <int CHANNELS, int PIXELS>
-struct Gathered {
-  float transmittance[PIXELS], depth[PIXELS], color[PIXELS][CHANNELS];
+// Which splats of a batch each warp sees: places of their records, in bytes.
+template <int WARPS>
+struct Batch {
+  Record records[BATCH + 1];
+  alignas(16) uint32_t seen[WARPS][BATCH + STEP];
 
-  // A splat of this alpha; 0 changes nothing.
-  __device__ void add(int p, float alpha, float z, const float (&rgb)[CHANNELS]) {
-    const float before = transmittance[p], after = fmaf(-before, alpha, before);
-    const bool enough = after > TRANSMITTANCE_MIN;
-    const float weight = enough ? before * alpha : 0.f;
-    transmittance[p] = enough ? after : -fabsf(before);
-    depth[p] = fmaf(weight, z, depth[p]);
-    for (int c = 0; c < CHANNELS; ++c) color[p][c] = fmaf(weight, rgb[c], color[p][c]);
+  __device__ const Record& at(uint32_t place) const {
+    return *reinterpret_cast<const Record*>(reinterpret_cast<const char*>(records) + place);
   }
 };
 
-// Blends STEP splats, whose numbers in the batch are the bytes of `which`.
-template <int CHANNELS, int WARPS, int PIXELS>
-__device__ void blend_step(const Batch<CHANNELS, WARPS>& batch, uint32_t which, float x, float y, float alpha_max,
-                           Gathered<CHANNELS, PIXELS>& gathered) {
-  float alphas[STEP][PIXELS], depths[STEP], colors[STEP][CHANNELS];
+template <int CHANNELS>
+__device__ Record record_of(const Quadric& q, float log_opacity, float depth, const float (&color)[CHANNELS]) {
+  const float second = CHANNELS > 1 ? color[CHANNELS / 2] : 0, third = CHANNELS > 2 ? color[CHANNELS - 1] : 0;
+  return {{q.along_x, q.along_y, q.shift_u, q.steep_y}, {q.shift_v, log_opacity, color[0], second}, {third, depth}};
+}
+
+// Pixels side by side of one thread: what they have gathered.
+template <int CHANNELS, bool DEPTH, int PIXELS>
+struct Gathered {
+  float color[PIXELS][CHANNELS], depth[PIXELS];
+  float left[PIXELS];           // transmittance of what was blended
+  float transmittance[PIXELS];  // of all splats so far; at TRANSMITTANCE_MIN or below it, the pixel is done
+
+  // Each condition becomes a predicate, and the rest one instruction a line. A weight of 0 in place of the conditions, or
+  // a flag for pixels that are done, takes more.
+  __device__ void add(int p, float log_alpha, float alpha, float z, const float (&rgb)[CHANNELS]) {
+    const bool unseen = log_alpha < -LOG2_255;
+    const float weight = transmittance[p] * alpha;
+    transmittance[p] = unseen ? transmittance[p] : transmittance[p] - weight;
+    if (!(unseen | (transmittance[p] <= TRANSMITTANCE_MIN))) {
+      for (int c = 0; c < CHANNELS; ++c) color[p][c] = fmaf(weight, rgb[c], color[p][c]);
+      if (DEPTH) depth[p] = fmaf(weight, z, depth[p]);
+      left[p] = transmittance[p];
+    }
+  }
+
+  __device__ bool done() const {
+    bool all = true;
+    for (float t : transmittance) all = all && t <= TRANSMITTANCE_MIN;
+    return all;
+  }
+};
+
+// Blends STEP splats, whose places in the batch are `which`.
+template <int CHANNELS, int WARPS, bool DEPTH, int PIXELS>
+__device__ void blend_step(const Batch<WARPS>& batch, const uint32_t (&which)[STEP], float x, float y, float alpha_max,
+                           Gathered<CHANNELS, DEPTH, PIXELS>& gathered) {
+  float log_alphas[STEP][PIXELS], depths[STEP], colors[STEP][CHANNELS];
 #pragma unroll
   for (int k = 0; k < STEP; ++k) {
-    const int j = int(which >> 8 * k & 255);
-    const float4 u_part = batch.u[j], v_part = batch.v[j];
-    for (int c = 0; c < CHANNELS; ++c) colors[k][c] = batch.colors[j][c];
-    depths[k] = v_part.z;
+    const Record& record = batch.at(which[k]);
+    const float4 u_part = record.u, v_part = record.v;
+    const float2 w_part = record.w;
+    const float channels[3] = {v_part.z, v_part.w, w_part.x};
+    for (int c = 0; c < CHANNELS; ++c) colors[k][c] = channels[c];
+    depths[k] = w_part.y;
     const float v = fmaf(u_part.w, y, v_part.x), peak = fmaf(-v, v, v_part.y);
     float u = fmaf(u_part.x, x, fmaf(u_part.y, y, u_part.z));
 #pragma unroll
-    for (int p = 0; p < PIXELS; ++p, u += u_part.x) {
-      const float log_alpha = fmaf(-u, u, peak);
-      alphas[k][p] = log_alpha < -LOG2_255 ? 0.f : fminf(exp2_fast(log_alpha), alpha_max);
-    }
+    for (int p = 0; p < PIXELS; ++p, u += u_part.x) log_alphas[k][p] = fmaf(-u, u, peak);
   }
 #pragma unroll
   for (int k = 0; k < STEP; ++k)
 #pragma unroll
-    for (int p = 0; p < PIXELS; ++p) gathered.add(p, alphas[k][p], depths[k], colors[k]);
+    for (int p = 0; p < PIXELS; ++p)
+      gathered.add(p, log_alphas[k][p], fminf(exp2_fast(log_alphas[k][p]), alpha_max), depths[k], colors[k]);
 }
 
 // Lists for this warp the splats of the batch that meet its box, in order; rounds up to whole steps with NOTHING.
-template <int CHANNELS, int WARPS>
-__device__ int list_seen(Batch<CHANNELS, WARPS>& batch, int count, int warp, float2 middle, float2 half) {
+template <int WARPS>
+__device__ int list_seen(Batch<WARPS>& batch, int count, int warp, float2 middle, float2 half) {
   const int lane = int(threadIdx.x) % 32;
   int listed = 0;
 #pragma unroll
   for (int group = 0; group < BATCH; group += 32) {
     const int j = group + lane;
-    const float4 u = batch.u[j], v = batch.v[j];
+    const float4 u = batch.records[j].u, v = batch.records[j].v;
     const bool seen = j < count && meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
     const uint32_t all = __ballot_sync(~0u, seen);
-    if (seen) batch.seen[warp][listed + __popc(all & ((1u << lane) - 1))] = uint8_t(j);
+    if (seen) batch.seen[warp][listed + __popc(all & ((1u << lane) - 1))] = uint32_t(j * sizeof(Record));
     listed += __popc(all);
   }
-  if (lane < STEP - 1) batch.seen[warp][listed + lane] = NOTHING;
+  if (lane < STEP - 1) batch.seen[warp][listed + lane] = NOTHING * sizeof(Record);
   __syncwarp();
   return listed;
+}
+
+// Channels [first, first + CHANNELS) of a Gaussian in an image.
+template <int CHANNELS>
+__device__ void read_color(const edge4d_gaussian_rasterize& call, const Workspace& work, unsigned image, uint32_t i,
+                           int first, float (&color)[CHANNELS]) {
+  if (call.sh_degree >= 0) {
+    const float4 found = work.colors[int64_t(image) * call.gaussians + i];
+    const float channels[3] = {found.x, found.y, found.z};
+    for (int c = 0; c < CHANNELS; ++c) color[c] = channels[c];
+  } else {
+    const int64_t at = (int64_t(image / unsigned(call.cameras)) * call.gaussians + i) * call.channels + first;
+    for (int c = 0; c < CHANNELS; ++c) color[c] = stored_value(call.colors, at + c, call.dtype);
+  }
 }
 
 // Channels [first, first + CHANNELS) of one pixel; alpha and depth with the first ones.
@@ -614,12 +654,12 @@ __device__ void write_pixel(const edge4d_gaussian_rasterize& call, int64_t at, i
 }
 
 // A block is a tile; a warp draws 8 x 4 PIXELS of it, each thread PIXELS side by side.
-template <class T, int CHANNELS, int PIXELS>
+template <int CHANNELS, bool DEPTH, int PIXELS>
 __global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
     blend(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles, const int first_channel) {
   constexpr int THREADS = TILE * TILE / PIXELS, WIDTH = 8, HEIGHT = 4 * PIXELS;
   static_assert(THREADS >= BATCH, "each splat of a batch has a thread that loads it");
-  __shared__ Batch<CHANNELS, THREADS / 32> batch;
+  __shared__ Batch<THREADS / 32> batch;
   const int64_t image = blockIdx.y;
   const int tile = int(work.order[image * tiles.count() + blockIdx.x]);
   const uint32_t begin = work.tile_begin[image * (tiles.count() + 1) + tile];
@@ -631,66 +671,49 @@ __global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
   const int x = left + lane % (WIDTH / PIXELS) * PIXELS, y = top + lane / (WIDTH / PIXELS);
   const float2 half = {0.5f * (WIDTH - 1), 0.5f * (HEIGHT - 1)}, middle = {left + half.x, top + half.y};
 
-  Gathered<CHANNELS, PIXELS> gathered = {};
-  for (int p = 0; p < PIXELS; ++p)  // what lies outside the image is done from the start
-    gathered.transmittance[p] = column + x + p < call.width && row + y < call.height ? 1.f : -1.f;
-  const auto all_done = [&] {
-    bool done = true;
-    for (int p = 0; p < PIXELS; ++p) done = done && gathered.transmittance[p] < 0;
-    return bool(__all_sync(~0u, done));
-  };
+  Gathered<CHANNELS, DEPTH, PIXELS> gathered = {};
+  for (int p = 0; p < PIXELS; ++p) {
+    gathered.left[p] = 1;
+    gathered.transmittance[p] = column + x + p < call.width && row + y < call.height ? 1 : 0;
+  }
 
   const uint64_t* const pairs = work.pairs + image * call.max_pairs;
   const Splat* const splats = work.splats + image * call.gaussians;
-  const bool harmonics = call.sh_degree >= 0;
-  const T* const colors = static_cast<const T*>(call.colors) + image / call.cameras * call.gaussians * call.channels;
   Splat splat;
   float color[CHANNELS];
   const auto fetch = [&](uint32_t at) {
     if (threadIdx.x >= BATCH || at >= end) return;
     const uint32_t i = uint32_t(pairs[at]);
     splat = load_splat(splats, i);
-    if (harmonics) {
-      const float4 found = work.colors[image * call.gaussians + i];
-      const float values[4] = {found.x, found.y, found.z, 0};
-      for (int c = 0; c < CHANNELS; ++c) color[c] = values[c];
-    } else {
-      for (int c = 0; c < CHANNELS; ++c) color[c] = to_float(colors[int64_t(i) * call.channels + first_channel + c]);
-    }
+    read_color(call, work, blockIdx.y, i, first_channel, color);
   };
 
-  batch.u[threadIdx.x % BATCH] = batch.v[threadIdx.x % BATCH] = {};  // read, not used, where a batch is not full
-  if (threadIdx.x == 0) {
-    batch.u[NOTHING] = {};
-    batch.v[NOTHING] = {0, -1e30f, 0, 0};
-    for (float& value : batch.colors[NOTHING]) value = 0;
-  }
-  bool warp_done = all_done();
+  // Places of a batch that is not full are read, not used.
+  for (int j = int(threadIdx.x); j <= NOTHING; j += THREADS) batch.records[j] = {{}, {0, -1e30f, 0, 0}, {}};
+  bool warp_done = __all_sync(~0u, gathered.done());
   fetch(begin + threadIdx.x);
   for (uint32_t base = begin; base < end; base += BATCH) {
     if (__syncthreads_and(warp_done)) break;  // also: the batch before has been read by all
     if (threadIdx.x < BATCH && base + threadIdx.x < end) {
       const Quadric q = quadric_about(splat, float(column) + 0.5f, float(row) + 0.5f);
-      batch.u[threadIdx.x] = {q.along_x, q.along_y, q.shift_u, q.steep_y};
-      batch.v[threadIdx.x] = {q.shift_v, splat.log_opacity, splat.depth, 0};
-      for (int c = 0; c < CHANNELS; ++c) batch.colors[threadIdx.x][c] = color[c];
+      batch.records[threadIdx.x] = record_of(q, splat.log_opacity, splat.depth, color);
     }
     __syncthreads();
     fetch(base + BATCH + threadIdx.x);  // arrives while this batch is blended
     if (warp_done) continue;
     const int listed = list_seen(batch, int(min(end - base, uint32_t(BATCH))), warp, middle, half);
-    for (int k = 0; k < listed && !warp_done; k += STEP) {
-      const uint32_t which = *reinterpret_cast<const uint32_t*>(&batch.seen[warp][k]);
-      blend_step(batch, which, float(x), float(y), call.alpha_max, gathered);
-      if (k % (4 * STEP) == 3 * STEP) warp_done = all_done();
+    for (int k = 0; k < listed; k += STEP) {
+      const uint4 found = *reinterpret_cast<const uint4*>(&batch.seen[warp][k]);
+      blend_step(batch, {found.x, found.y, found.z, found.w}, float(x), float(y), call.alpha_max, gathered);
+      if (__all_sync(~0u, gathered.done())) break;
     }
-    warp_done = all_done();
+    warp_done = __all_sync(~0u, gathered.done());
   }
 
   for (int p = 0; p < PIXELS; ++p) {
     if (column + x + p >= call.width || row + y >= call.height) continue;
     const int64_t at = (image * call.height + row + y) * call.width + column + x + p;
-    write_pixel(call, at, first_channel, fabsf(gathered.transmittance[p]), gathered.depth[p], gathered.color[p]);
+    write_pixel(call, at, first_channel, gathered.left[p], gathered.depth[p], gathered.color[p]);
   }
 }
 
@@ -731,6 +754,19 @@ void check_tensors(const edge4d_gaussian_rasterize& call) {
           (call.depth || !(call.outputs & EDGE4D_DEPTH)));
 }
 
+// Where tiles are few, smaller warps keep more of the GPU busy; where they are many, what a thread's pixels share counts.
+constexpr int64_t FEW_TILES = 1500;
+
+template <int CHANNELS>
+void blend_all(const edge4d_gaussian_rasterize& call, const Workspace& work, int first, cudaStream_t stream) {
+  const Tiles tiles(call.width, call.height);
+  const dim3 grid(unsigned(tiles.count()), unsigned(call.batch * call.cameras));
+  const bool few = int64_t(grid.x) * grid.y <= FEW_TILES, depth = first == 0 && call.outputs & EDGE4D_DEPTH;
+  const auto kernel = few ? depth ? blend<CHANNELS, true, 1> : blend<CHANNELS, false, 1>
+                          : depth ? blend<CHANNELS, true, 2> : blend<CHANNELS, false, 2>;
+  kernel<<<grid, few ? TILE * TILE : TILE * TILE / 2, 0, stream>>>(call, work, tiles, first);
+}
+
 template <class T>
 void launch(const edge4d_gaussian_rasterize& call, const Workspace& work, cudaStream_t stream) {
   const Tiles tiles(call.width, call.height);
@@ -747,10 +783,9 @@ void launch(const edge4d_gaussian_rasterize& call, const Workspace& work, cudaSt
     sort_short<<<all_tiles, SHORT_THREADS, 0, stream>>>(call, work, tiles.count());
   }
   if (call.channels == 3) {
-    blend<T, 3, 2><<<all_tiles, TILE * TILE / 2, 0, stream>>>(call, work, tiles, 0);
+    blend_all<3>(call, work, 0, stream);
   } else {
-    for (int channel = 0; channel < call.channels; ++channel)
-      blend<T, 1, 2><<<all_tiles, TILE * TILE / 2, 0, stream>>>(call, work, tiles, channel);
+    for (int channel = 0; channel < call.channels; ++channel) blend_all<1>(call, work, channel, stream);
   }
   check_cuda(cudaGetLastError());
 }

@@ -29,6 +29,10 @@ __device__ inline void load_values(const __half* from, float (&to)[4]) {
   to[0] = first.x, to[1] = first.y, to[2] = second.x, to[3] = second.y;
 }
 
+__device__ inline float stored_value(const void* from, int64_t at, int dtype) {
+  return dtype == EDGE4D_FLOAT16 ? to_float(static_cast<const __half*>(from)[at]) : static_cast<const float*>(from)[at];
+}
+
 // uint8 holds 0..1 as 0..255, rounded to nearest.
 __device__ inline void put(void* out, int64_t at, float value, int dtype) {
   switch (dtype) {
