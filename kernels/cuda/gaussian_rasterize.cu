@@ -1,14 +1,14 @@
 // GaussianRasterize on the GPU: project → scan → fill → sort → blend, the same kernels for every scene, all images of a
 // call at once. Sizes are known beforehand and nothing is read back, so the chain can be captured into a CUDA graph.
 //
-// Project: every Gaussian becomes a Splat for each camera, and counts the tiles it meets.
+// Project: every Gaussian becomes a Splat for each camera. The tiles it meets are counted, and each pair of splat and tile
+//   is listed with its rank in the tile.
 // Scan: each image's counts become places, one block per image. It also lists the tiles, longest lists first: work that
 //   takes long begins early.
-// Fill: splats write depth << 32 | index into their tiles' lists, in any order.
+// Fill: pairs become depth << 32 | index in their tiles' lists, in the order of their ranks, which is any.
 // Sort: one block per tile; as numbers the entries have one order, so the result does not depend on how they came.
 // Blend: one block per tile, front to back. Each warp skips splats that its own part of the tile cannot see.
 #include <cuda_runtime.h>
-#include <cub/block/block_scan.cuh>
 
 #include <algorithm>
 #include <cstdint>
@@ -31,16 +31,38 @@ constexpr int SPREAD = 8;  // a tile's counter has 32 bytes of its own: counters
 
 // ---- workspace ------------------------------------------------------------------------------------------------------
 
+// What an image has.
+struct Tally {
+  unsigned long long pairs;
+  int32_t visible, nonfinite;
+};
+
+// A splat and a tile that it meets.
+struct __align__(16) Pair {
+  uint64_t entry;       // depth << 32 | index
+  uint32_t tile, rank;  // rank: how many of the tile were counted before
+};
+
+__device__ Pair load_pair(const Pair* from) {
+  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  return {uint64_t(words.y) << 32 | words.x, words.z, words.w};
+}
+
+__device__ void store_pair(Pair* to, const Pair& pair) {
+  *reinterpret_cast<uint4*>(to) = {uint32_t(pair.entry), uint32_t(pair.entry >> 32), pair.tile, pair.rank};
+}
+
 // I images of N Gaussians and T tiles.
 struct Workspace {
   Splat* splats;         // [I][N]
   float4* colors;        // [I][N] of spherical harmonics; else colours stay where the caller has them
-  int32_t* tallies;      // [I][2] visible, non-finite
-  uint32_t* counts;      // [I][T][SPREAD] pairs of each tile; from the scan on, the place of its next one
+  Tally* tallies;        // [I]
+  uint32_t* counts;      // [I][T][SPREAD] pairs of each tile
   uint32_t* tile_begin;  // [I][T + 1]
   uint32_t* order;       // [I][T] tiles, those with the most pairs first
-  uint64_t* pairs;       // [I][max_pairs] depth << 32 | index
-  uint64_t* spare;       // [I][max_pairs] for lists too long to be sorted in shared memory
+  Pair* found;           // [I][max_pairs] in any order
+  uint64_t* pairs;       // [I][max_pairs] entries, tile by tile
+  uint64_t* spare;       // [I][max_pairs] for lists too long to be sorted in shared memory; where `found` was
   uint64_t bytes, cleared_bytes;  // tallies and counts lie at the beginning, and start as 0
 };
 
@@ -53,15 +75,16 @@ Workspace workspace_of(const edge4d_gaussian_rasterize& call, void* memory) {
     array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(reinterpret_cast<uintptr_t>(memory) + used);
     used = (used + count * sizeof *array + 255) / 256 * 256;
   };
-  take(w.tallies, 2 * images);
+  take(w.tallies, images);
   take(w.counts, images * tiles * SPREAD);
   w.cleared_bytes = used;
   take(w.tile_begin, images * (tiles + 1));
   take(w.order, images * tiles);
   take(w.splats, splats);
   take(w.colors, call.sh_degree >= 0 ? splats : 0);
+  take(w.found, pairs);
   take(w.pairs, pairs);
-  take(w.spare, pairs);
+  w.spare = reinterpret_cast<uint64_t*>(w.found);
   return w;
 }
 
@@ -239,10 +262,104 @@ __device__ Splat splat_of(const edge4d_gaussian_rasterize& call, const View& vie
   return splat;
 }
 
+// The sum of the values of the lanes before this one, and of all.
+__device__ uint32_t sum_before(uint32_t value, uint32_t& all) {
+  const int lane = int(threadIdx.x) % 32;
+  uint32_t sum = value;
+  for (int stride = 1; stride < 32; stride *= 2) {
+    const uint32_t other = __shfl_up_sync(~0u, sum, stride);
+    if (lane >= stride) sum += other;
+  }
+  all = __shfl_sync(~0u, sum, 31);
+  return sum - value;
+}
+
+// Finds a warp's pairs. Those of small boxes wait in a queue, so that all lanes have work when they are written.
+struct PairFinder {
+  static constexpr int QUEUE = 32 * FEW, AHEAD = 4;  // AHEAD: atomic additions that a lane waits for together
+  const Tiles& tiles;
+  uint32_t* const queue;  // tile << 5 | lane
+  const Splat& splat;
+  const TileBox box;
+  const int lane;
+  uint32_t queued;
+
+  __device__ PairFinder(const Tiles& tiles, uint32_t* queue, const Splat& splat)
+      : tiles(tiles), queue(queue), splat(splat), box(tile_box(splat, tiles)), lane(int(threadIdx.x) % 32) {}
+
+  // How many there are.
+  __device__ unsigned long long count() {
+    uint32_t met = box.count() <= FEW ? tiles_met(splat, box) : 0;
+    for (uint32_t at = sum_before(__popc(met), queued); met; met &= met - 1) {
+      const int i = __ffs(int(met)) - 1, columns = box.right - box.left;
+      queue[at++] = uint32_t((box.top + i / columns) * tiles.columns + box.left + i % columns) << 5 | uint32_t(lane);
+    }
+    unsigned long long all = queued;
+    for_large_boxes(splat, box, tiles, [&](int, int, uint32_t met) { all += __popc(met); });
+    return all;
+  }
+
+  // Calls write(there, at, lane of the splat, tile, rank), by all lanes together: for each pair, or for nothing.
+  template <class Write>
+  __device__ void write(unsigned long long begin, uint32_t* counts, const Write& write) {
+    const uint32_t before = (1u << lane) - 1;
+    for (uint32_t first = 0; first < queued; first += 32 * AHEAD) {
+      uint32_t found[AHEAD], peers[AHEAD], rank[AHEAD] = {};
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        const uint32_t at = first + 32 * k + lane;
+        if (at - lane >= queued) continue;
+        found[k] = at < queued ? queue[at] : ~0u;
+        // Neighbours are often in the same tile, and one addition does for all of them.
+        peers[k] = __match_any_sync(~0u, at < queued ? found[k] >> 5 : ~0u);
+        if (at < queued && !(peers[k] & before))
+          rank[k] = atomicAdd(counts + size_t(found[k] >> 5) * SPREAD, uint32_t(__popc(peers[k])));
+      }
+#pragma unroll
+      for (int k = 0; k < AHEAD; ++k) {
+        const uint32_t at = first + 32 * k + lane;
+        if (at - lane >= queued) continue;
+        const uint32_t base = __shfl_sync(~0u, rank[k], __ffs(int(peers[k])) - 1);
+        write(at < queued, begin + at, int(found[k] % 32), found[k] >> 5, base + __popc(peers[k] & before));
+      }
+    }
+    begin += queued;
+    for_large_boxes(splat, box, tiles, [&](int source, int tile, uint32_t met) {
+      const bool mine = met >> lane & 1;
+      const uint32_t rank = mine ? atomicAdd(counts + size_t(tile) * SPREAD, 1u) : 0;
+      write(mine, begin + __popc(met & before), source, uint32_t(tile), rank);
+      begin += __popc(met);
+    });
+  }
+};
+
+// Adds a block to its image's tally. Each warp gets the place of its pairs among the image's.
+__device__ unsigned long long add_to_tally(Tally& tally, unsigned long long pairs, bool visible, bool nonfinite) {
+  constexpr int WARPS = PROJECT_THREADS / 32;
+  __shared__ unsigned long long places[WARPS];
+  if (threadIdx.x % 32 == 0) places[threadIdx.x / 32] = pairs;
+  const int all_visible = __syncthreads_count(visible), all_nonfinite = __syncthreads_count(nonfinite);
+  if (threadIdx.x == 0) {
+    unsigned long long sum = 0;
+    for (unsigned long long count : places) sum += count;
+    unsigned long long place = sum ? atomicAdd(&tally.pairs, sum) : 0;
+    for (unsigned long long& count : places) {
+      const unsigned long long next = place + count;
+      count = place;
+      place = next;
+    }
+    if (all_visible) atomicAdd(&tally.visible, all_visible);
+    if (all_nonfinite) atomicAdd(&tally.nonfinite, all_nonfinite);
+  }
+  __syncthreads();
+  return places[threadIdx.x / 32];
+}
+
 template <class T>
-__global__ void __launch_bounds__(PROJECT_THREADS)
+__global__ void __launch_bounds__(PROJECT_THREADS, 4)
     project(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles) {
   __shared__ View view;
+  __shared__ uint32_t queues[PROJECT_THREADS / 32][PairFinder::QUEUE];
   const int64_t image = blockIdx.y, batch = image / call.cameras;
   if (threadIdx.x == 0) read_view(call, image, view);
   __syncthreads();
@@ -265,77 +382,96 @@ __global__ void __launch_bounds__(PROJECT_THREADS)
                                       stored.mean[0] - view.centre[0], stored.mean[1] - view.centre[1],
                                       stored.mean[2] - view.centre[2], call.sh_degree);
   }
-  uint32_t* const counts = work.counts + image * tiles.count() * SPREAD;
-  for_each_tile(splat, 0, tiles, [&](int tile, uint64_t) { atomicAdd(counts + tile * SPREAD, 1u); });
 
-  const int visible = __syncthreads_count(splat.headroom() >= 0), nonfinite = __syncthreads_count(!finite);
-  if (threadIdx.x == 0 && visible) atomicAdd(work.tallies + 2 * image, visible);
-  if (threadIdx.x == 0 && nonfinite) atomicAdd(work.tallies + 2 * image + 1, nonfinite);
+  PairFinder pairs(tiles, queues[threadIdx.x / 32], splat);
+  const unsigned long long begin =
+      add_to_tally(work.tallies[image], pairs.count(), splat.headroom() >= 0, !finite);
+  Pair* const found = work.found + image * call.max_pairs;
+  const uint32_t first = blockIdx.x * PROJECT_THREADS + threadIdx.x / 32 * 32;
+  pairs.write(begin, work.counts + image * tiles.count() * SPREAD,
+              [&](bool there, unsigned long long at, int lane, uint32_t tile, uint32_t rank) {
+                const float depth = __shfl_sync(~0u, splat.depth, lane);
+                if (there && at < (unsigned long long)(call.max_pairs))
+                  store_pair(found + at, {uint64_t(__float_as_uint(depth)) << 32 | (first + lane), tile, rank});
+              });
 }
 
 // ---- scan -----------------------------------------------------------------------------------------------------------
 
+// A place for each lane that is there, from its value's own counter.
+__device__ int take_place(int* next, int value, bool there) {
+  const int lane = int(threadIdx.x) % 32;
+  const uint32_t peers = __match_any_sync(~0u, there ? value : -1), before = peers & ((1u << lane) - 1);
+  const int first = there && !before ? atomicAdd(next + value, __popc(peers)) : 0;
+  return __shfl_sync(~0u, first, __ffs(int(peers)) - 1) + __popc(before);
+}
+
 __global__ void __launch_bounds__(SCAN_THREADS)
     scan(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
-  using Scan = cub::BlockScan<unsigned long long, SCAN_THREADS>;
-  __shared__ typename Scan::TempStorage storage;
   __shared__ int places[33];  // by number of bits of a tile's count, the most first
+  __shared__ uint32_t sums[2][SCAN_THREADS / 32];
   const int64_t image = blockIdx.x;
-  uint32_t* const counts = work.counts + image * tiles * SPREAD;
+  const uint32_t* const counts = work.counts + image * tiles * SPREAD;
   uint32_t* const tile_begin = work.tile_begin + image * (tiles + 1);
-  const int each = (tiles + SCAN_THREADS - 1) / SCAN_THREADS;
-  const int first = min(int(threadIdx.x) * each, tiles), last = min(first + each, tiles);
+  const int thread = int(threadIdx.x), lane = thread % 32, warp = thread / 32;
+  const Tally tally = work.tallies[image];
+  const bool overflow = tally.pairs > (unsigned long long)(call.max_pairs);
 
-  if (threadIdx.x < 33) places[threadIdx.x] = 0;
+  if (thread < 33) places[thread] = 0;
   __syncthreads();
-  unsigned long long here = 0, before, all;
-  for (int tile = first; tile < last; ++tile) {
-    const uint32_t count = counts[tile * SPREAD];
-    here += count;
-    atomicAdd(places + __clz(int(count)), 1);
+  const auto count_of = [&](int tile) { return tile < tiles && !overflow ? counts[size_t(tile) * SPREAD] : 0; };
+  uint32_t running = 0, next = count_of(thread);
+  for (int first = 0, turn = 0; first < tiles; first += SCAN_THREADS, turn ^= 1) {
+    const int tile = first + thread;
+    const uint32_t count = next;
+    next = count_of(tile + SCAN_THREADS);  // arrives while these are summed up
+    take_place(places, __clz(int(count)), tile < tiles);
+    uint32_t in_warp, in_block;
+    const uint32_t before = sum_before(count, in_warp);
+    if (lane == 0) sums[turn][warp] = in_warp;
+    __syncthreads();  // a turn's sums are read before the next but one is written: that lies behind another barrier
+    const uint32_t warps_before = __shfl_sync(~0u, sum_before(sums[turn][lane], in_block), warp);
+    if (tile < tiles) tile_begin[tile] = running + warps_before + before;
+    running += in_block;
   }
-  Scan(storage).ExclusiveSum(here, before, all);
-  const bool overflow = all > (unsigned long long)(call.max_pairs);
   __syncthreads();
-  if (threadIdx.x == 0) {
-    int running = 0;
-    for (int& place : places) {
-      const int tiles_here = place;
-      place = running;
-      running += tiles_here;
-    }
+  if (warp == 0) {
+    uint32_t all;
+    places[lane] = int(sum_before(uint32_t(places[lane]), all));
+    if (lane == 0) places[32] = int(all);
+  }
+  if (thread == 0) {
     int32_t* const stats = call.stats + image * STATS;
-    stats[0] = work.tallies[2 * image];
-    stats[1] = work.tallies[2 * image + 1];
-    stats[2] = int32_t(min(all, (unsigned long long)(INT32_MAX)));
+    stats[0] = tally.visible;
+    stats[1] = tally.nonfinite;
+    stats[2] = int32_t(min(tally.pairs, (unsigned long long)(INT32_MAX)));
     stats[3] = call.max_pairs;
     stats[4] = overflow;
-    tile_begin[tiles] = overflow ? 0 : uint32_t(all);
+    tile_begin[tiles] = running;
   }
   __syncthreads();
-  for (int tile = first; tile < last; ++tile) {
-    const uint32_t count = counts[tile * SPREAD], begin = overflow ? 0 : uint32_t(before);
-    tile_begin[tile] = begin;
-    counts[tile * SPREAD] = begin;
-    work.order[image * tiles + atomicAdd(places + __clz(int(count)), 1)] = uint32_t(tile);
-    before += count;
+  for (int first = 0; first < tiles; first += SCAN_THREADS) {
+    const int tile = first + thread;
+    const int place = take_place(places, __clz(int(count_of(tile))), tile < tiles);
+    if (tile < tiles) work.order[image * tiles + place] = uint32_t(tile);
   }
 }
 
 // ---- fill -----------------------------------------------------------------------------------------------------------
 
-__global__ void __launch_bounds__(PROJECT_THREADS)
-    fill(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles) {
+constexpr int FILL_THREADS = 256, FILL_BLOCKS = 2048;
+
+__global__ void __launch_bounds__(FILL_THREADS)
+    fill(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
   const int64_t image = blockIdx.y;
-  if (call.stats[image * STATS + 4]) return;  // overflow: the lists stay empty
-  const int i = int(blockIdx.x * PROJECT_THREADS + threadIdx.x);
-  Splat splat = {};
-  splat.log_opacity = -1e30f;
-  if (i < call.gaussians) splat = load_splat(work.splats, size_t(image * call.gaussians + i));
-  uint32_t* const next = work.counts + image * tiles.count() * SPREAD;
+  const uint32_t* const tile_begin = work.tile_begin + image * (tiles + 1);
+  const Pair* const found = work.found + image * call.max_pairs;
   uint64_t* const pairs = work.pairs + image * call.max_pairs;
-  for_each_tile(splat, uint64_t(__float_as_uint(splat.depth)) << 32 | uint32_t(i), tiles,
-                [&](int tile, uint64_t pair) { pairs[atomicAdd(next + tile * SPREAD, 1u)] = pair; });
+  const uint32_t count = tile_begin[tiles];
+  for (uint32_t at = blockIdx.x * FILL_THREADS + threadIdx.x; at < count; at += gridDim.x * FILL_THREADS) {
+    const Pair pair = load_pair(found + at);
+    pairs[tile_begin[pair.tile] + pair.rank] = pair.entry;
+  }
 }
 
 // ---- sort -----------------------------------------------------------------------------------------------------------
@@ -777,7 +913,8 @@ void launch(const edge4d_gaussian_rasterize& call, const Workspace& work, cudaSt
   if (call.gaussians) project<T><<<gaussians, PROJECT_THREADS, 0, stream>>>(call, work, tiles);
   scan<<<images, SCAN_THREADS, 0, stream>>>(call, work, tiles.count());
   if (call.gaussians) {
-    fill<<<gaussians, PROJECT_THREADS, 0, stream>>>(call, work, tiles);
+    const dim3 fill_blocks(unsigned(std::min((call.max_pairs - 1) / FILL_THREADS + 1, FILL_BLOCKS)), images);
+    fill<<<fill_blocks, FILL_THREADS, 0, stream>>>(call, work, tiles.count());
     const dim3 long_blocks(unsigned(std::min(tiles.count(), LONG_BLOCKS)), images);
     sort_long<<<long_blocks, LONG_THREADS, 0, stream>>>(call, work, tiles.count());
     sort_short<<<all_tiles, SHORT_THREADS, 0, stream>>>(call, work, tiles.count());

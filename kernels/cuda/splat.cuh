@@ -115,33 +115,36 @@ __device__ inline bool meets_tile(const Splat& splat, int column, int row) {
   return meets(q, splat.headroom(), {MIDDLE, MIDDLE}, {MIDDLE, MIDDLE});
 }
 
-// Calls visit(tile, value) for every tile that each thread's splat meets. All threads of a warp must come here together:
-// they share the splats that many tiles see. A splat that is not there has no headroom.
+constexpr int FEW = 16;  // tiles of a box that one thread looks at alone; larger boxes are shared by a warp
+
+// Which tiles of a box of at most 32 the splat meets: bit i stands for the i-th, row by row.
+__device__ inline uint32_t tiles_met(const Splat& splat, const TileBox& box) {
+  if (box.count() == 1) return 1;
+  uint32_t met = 0, bit = 1;
+  for (int row = box.top; row < box.bottom; ++row)
+    for (int column = box.left; column < box.right; ++column, bit <<= 1)
+      if (meets_tile(splat, column, row)) met |= bit;
+  return met;
+}
+
+// Calls visit(source, tile, met) for every 32 tiles of the boxes of more than FEW tiles that this warp's threads have:
+// `source` is the lane whose splat it is, `tile` this lane's tile, and the bits of `met` the lanes whose tiles it meets.
+// All threads of a warp must come here together.
 template <class Visit>
-__device__ inline void for_each_tile(const Splat& splat, uint64_t value, const Tiles& tiles, const Visit& visit) {
-  constexpr int FEW = 12;
-  const TileBox box = tile_box(splat, tiles);
-  const int count = box.count();
-  if (count == 1) {
-    visit(box.top * tiles.columns + box.left, value);
-  } else if (count <= FEW) {
-    for (int row = box.top; row < box.bottom; ++row)
-      for (int column = box.left; column < box.right; ++column)
-        if (meets_tile(splat, column, row)) visit(row * tiles.columns + column, value);
-  }
+__device__ inline void for_large_boxes(const Splat& splat, const TileBox& box, const Tiles& tiles, const Visit& visit) {
   const int lane = int(threadIdx.x) % 32;
-  for (uint32_t large = __ballot_sync(~0u, count > FEW); large; large &= large - 1) {
+  for (uint32_t large = __ballot_sync(~0u, box.count() > FEW); large; large &= large - 1) {
     const int source = __ffs(int(large)) - 1;
     Splat shared;
     int* const words = reinterpret_cast<int*>(&shared);
     for (int i = 0; i < int(sizeof(Splat) / sizeof(int)); ++i)
       words[i] = __shfl_sync(~0u, reinterpret_cast<const int*>(&splat)[i], source);
-    const uint64_t shared_value = __shfl_sync(~0u, value, source);
     const int left = __shfl_sync(~0u, box.left, source), top = __shfl_sync(~0u, box.top, source);
-    const int columns = __shfl_sync(~0u, box.right, source) - left, all = __shfl_sync(~0u, count, source);
-    for (int i = lane; i < all; i += 32) {
-      const int column = left + i % columns, row = top + i / columns;
-      if (meets_tile(shared, column, row)) visit(row * tiles.columns + column, shared_value);
+    const int columns = __shfl_sync(~0u, box.right, source) - left, all = __shfl_sync(~0u, box.count(), source);
+    for (int first = 0; first < all; first += 32) {
+      const int i = first + lane, column = left + i % columns, row = top + i / columns;
+      const uint32_t met = __ballot_sync(~0u, i < all && meets_tile(shared, column, row));
+      visit(source, row * tiles.columns + column, met);
     }
   }
 }
