@@ -495,10 +495,10 @@ union SortMemory {
 // as the entry's place in the chunk leaves room for.
 template <int THREADS, int ITEMS>
 __device__ void short_keys(const uint64_t* entries, int count, SortMemory<THREADS>& shared, uint32_t (&keys)[ITEMS]) {
-  const int thread = int(threadIdx.x);
+  const int thread = int(threadIdx.x), first = thread / 32 * 32 * ITEMS + thread % 32;
   uint32_t least = ~0u, greatest = 0;
   for (int k = 0; k < ITEMS; ++k) {
-    const int at = k * THREADS + thread;
+    const int at = first + 32 * k;
     keys[k] = at < count ? uint32_t(entries[at] >> 32) : ~0u;
     least = min(least, keys[k]);
     greatest = max(greatest, at < count ? keys[k] : 0u);
@@ -513,7 +513,7 @@ __device__ void short_keys(const uint64_t* entries, int count, SortMemory<THREAD
   constexpr int CAPACITY = THREADS * ITEMS;
   const int shift = max(0, 32 - __clz(int((greatest - least) | 1)) - __clz(CAPACITY - 1));
   for (int k = 0; k < ITEMS; ++k) {
-    const int at = k * THREADS + thread;
+    const int at = first + 32 * k;
     if (at < count) keys[k] = ((keys[k] - least) >> shift) * CAPACITY + uint32_t(at);
   }
 }
@@ -551,13 +551,13 @@ __device__ bool settle(uint64_t (&items)[ITEMS], SortMemory<THREADS>& shared) {
 // leaves little to do; where many depths are equal, it does not.
 template <int ITEMS, int THREADS>
 __device__ void sort_block(uint64_t* entries, int count, SortMemory<THREADS>& shared) {
-  const int first = int(threadIdx.x) * ITEMS;
+  const int first = int(threadIdx.x) * ITEMS, filled = (count + 32 * ITEMS - 1) / (32 * ITEMS) * 32;
   uint64_t items[ITEMS];
   bool sorted = false;
   if constexpr (ITEMS > 1) {
     uint32_t keys[ITEMS];
     short_keys(entries, count, shared, keys);
-    sort_in_block<THREADS>(keys, shared.keys);
+    sort_in_block<THREADS>(keys, filled, shared.keys);
     for (int k = 0; k < ITEMS; ++k)
       items[k] = first + k < count ? entries[keys[k] % (THREADS * ITEMS)] : UINT64_MAX;
     __syncthreads();
@@ -565,7 +565,7 @@ __device__ void sort_block(uint64_t* entries, int count, SortMemory<THREADS>& sh
   } else {
     items[0] = first < count ? entries[first] : UINT64_MAX;
   }
-  if (!sorted) sort_in_block<THREADS>(items, shared.entries);
+  if (!sorted) sort_in_block<THREADS>(items, filled, shared.entries);
   for (int k = 0; k < ITEMS; ++k)
     if (first + k < count) entries[first + k] = items[k];
 }
