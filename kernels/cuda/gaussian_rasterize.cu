@@ -194,26 +194,34 @@ __device__ float4 color_from_sh(const T* coefficients, float x, float y, float z
   return {fmaxf(color[0], 0), fmaxf(color[1], 0), fmaxf(color[2], 0), 0};
 }
 
-// What is stored of one Gaussian; finite: whether every number of it is, and its quaternion has a direction.
+// What is stored of one Gaussian.
 template <class T>
 struct Stored {
   float mean[3], quat[4], scale[3], opacity;
-  bool finite;
+  const T* colors;
+  int width;       // numbers of its colour
+  float color[3];  // the first ones, on their way together with the rest
 
-  __device__ Stored(const edge4d_gaussian_rasterize& call, int64_t g) {
+  __device__ Stored(const edge4d_gaussian_rasterize& call, int64_t g)
+      : opacity(to_float(static_cast<const T*>(call.opacities)[g])),
+        width(call.coefficients ? 3 * call.coefficients : call.channels) {
     load_values(static_cast<const T*>(call.means) + 3 * g, mean);
     load_values(static_cast<const T*>(call.quats) + 4 * g, quat);
     load_values(static_cast<const T*>(call.scales) + 3 * g, scale);
-    opacity = to_float(static_cast<const T*>(call.opacities)[g]);
-    // 0 times a finite number is 0; times infinity or NaN it is NaN.
+    colors = static_cast<const T*>(call.colors) + g * width;
+    for (int c = 0; c < 3; ++c) color[c] = c < width ? to_float(colors[c]) : 0.f;
+  }
+
+  // Whether every number is. 0 times a finite number is 0; times infinity or NaN it is NaN.
+  __device__ bool finite() const {
     float zero = 0 * opacity;
     for (float value : mean) zero += 0 * value;
     for (float value : quat) zero += 0 * value;
     for (float value : scale) zero += 0 * value;
-    const int width = call.coefficients ? 3 * call.coefficients : call.channels;
-    const T* colors = static_cast<const T*>(call.colors) + g * width;
-    for (int c = 0; c < width; ++c) zero += 0 * to_float(colors[c]);
-    finite = zero == 0;
+    for (float value : color) zero += 0 * value;
+#pragma unroll 8
+    for (int c = 3; c < width; ++c) zero += 0 * to_float(colors[c]);
+    return zero == 0;
   }
 };
 
@@ -361,19 +369,19 @@ __global__ void __launch_bounds__(PROJECT_THREADS, 4)
   __shared__ View view;
   __shared__ uint32_t queues[PROJECT_THREADS / 32][PairFinder::QUEUE];
   const int64_t image = blockIdx.y, batch = image / call.cameras;
+  const int i = int(blockIdx.x * PROJECT_THREADS + threadIdx.x);
+  const bool there = i < call.gaussians;
+  const int64_t g = batch * call.gaussians + (there ? i : 0);
+  const Stored<T> stored(call, g);  // arrives while the view is made
   if (threadIdx.x == 0) read_view(call, image, view);
   __syncthreads();
 
-  const int i = int(blockIdx.x * PROJECT_THREADS + threadIdx.x);
-  const bool there = i < call.gaussians;
   bool finite = true;
   Splat splat = {};
   splat.log_opacity = -1e30f;
   if (there) {
-    const int64_t g = batch * call.gaussians + i;
-    const Stored<T> stored(call, g);
     float axes[3][3];
-    finite = stored.finite && axes_from_quat(stored.quat, axes);
+    finite = stored.finite() && axes_from_quat(stored.quat, axes);
     if (finite) splat = splat_of(call, view, stored, axes);
     const int64_t at = image * call.gaussians + i;
     store_splat(work.splats, size_t(at), splat);
