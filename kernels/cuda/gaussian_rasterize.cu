@@ -1,13 +1,14 @@
 // GaussianRasterize on the GPU: project → scan → fill → sort → blend, the same kernels for every scene, all images of a
 // call at once. Sizes are known beforehand and nothing is read back, so the chain can be captured into a CUDA graph.
 //
-// Project: every Gaussian becomes a Splat for each camera. The tiles it meets are counted, and each pair of splat and tile
-//   is listed with its rank in the tile.
+// Project: every Gaussian becomes a Splat for each camera. Each pair of a splat and a tile that it meets is counted in the
+//   tile, and listed with the rank that this gave it.
 // Scan: each image's counts become places, one block per image. It also lists the tiles, longest lists first: work that
 //   takes long begins early.
 // Fill: pairs become depth << 32 | index in their tiles' lists, in the order of their ranks, which is any.
 // Sort: one block per tile; as numbers the entries have one order, so the result does not depend on how they came.
-// Blend: one block per tile, front to back. Each warp skips splats that its own part of the tile cannot see.
+// Blend: one block per tile, front to back. Each warp skips splats that its own part of the tile, 8 x 8 pixels or 8 x 4
+//   where tiles are few, cannot see.
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -499,8 +500,8 @@ union SortMemory {
   uint32_t range[2];  // least and greatest depth, as bits
 };
 
-// Short numbers that sort like the entries, nearly: as many leading bits of the depth, counted from the chunk's least one,
-// as the entry's place in the chunk leaves room for.
+// Short numbers that sort like the entries, nearly: as many leading bits of the depth, counted from the chunk's least
+// one, as the entry's place in the chunk leaves room for.
 template <int THREADS, int ITEMS>
 __device__ void short_keys(const uint64_t* entries, int count, SortMemory<THREADS>& shared, uint32_t (&keys)[ITEMS]) {
   const int thread = int(threadIdx.x), first = thread / 32 * 32 * ITEMS + thread % 32;
@@ -706,8 +707,8 @@ struct Gathered {
   float left[PIXELS];           // transmittance of what was blended
   float transmittance[PIXELS];  // of all splats so far; at TRANSMITTANCE_MIN or below it, the pixel is done
 
-  // Each condition becomes a predicate, and the rest one instruction a line. A weight of 0 in place of the conditions, or
-  // a flag for pixels that are done, takes more.
+  // Each condition becomes a predicate, and the rest one instruction a line. A weight of 0 in place of the conditions,
+  // or a flag for pixels that are done, takes more.
   __device__ void add(int p, float log_alpha, float alpha, float z, const float (&rgb)[CHANNELS]) {
     const bool unseen = log_alpha < -LOG2_255;
     const float weight = transmittance[p] * alpha;
@@ -823,13 +824,15 @@ __global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
 
   const uint64_t* const pairs = work.pairs + image * call.max_pairs;
   const Splat* const splats = work.splats + image * call.gaussians;
+  const auto index_at = [&](uint32_t at) { return threadIdx.x < BATCH && at < end ? uint32_t(pairs[at]) : 0; };
+  uint32_t next = index_at(begin + threadIdx.x);
   Splat splat;
   float color[CHANNELS];
-  const auto fetch = [&](uint32_t at) {
+  const auto fetch = [&](uint32_t at) {  // and the number of the splat to be fetched next, or that would wait for it
     if (threadIdx.x >= BATCH || at >= end) return;
-    const uint32_t i = uint32_t(pairs[at]);
-    splat = load_splat(splats, i);
-    read_color(call, work, blockIdx.y, i, first_channel, color);
+    splat = load_splat(splats, next);
+    read_color(call, work, blockIdx.y, next, first_channel, color);
+    next = index_at(at + BATCH);
   };
 
   // Places of a batch that is not full are read, not used.
@@ -898,7 +901,7 @@ void check_tensors(const edge4d_gaussian_rasterize& call) {
           (call.depth || !(call.outputs & EDGE4D_DEPTH)));
 }
 
-// Where tiles are few, smaller warps keep more of the GPU busy; where they are many, what a thread's pixels share counts.
+// Where tiles are few, more warps keep more of the GPU busy; where they are many, what a thread's pixels share counts.
 constexpr int64_t FEW_TILES = 1500;
 
 template <int CHANNELS>

@@ -46,8 +46,8 @@ struct Quadric {
   float along_x, along_y, shift_u, steep_y, shift_v;
 };
 
-// Every rounding is spelled out: counting and filling must agree on who meets which tile, bit for bit, and a compiler may
-// fuse differently in each.
+// Every rounding is spelled out: counting and listing pairs must agree on who meets which tile, bit for bit, and a
+// compiler may fuse differently in each.
 __device__ inline Quadric quadric_about(const Splat& splat, float x, float y) {
   const float mean_x = __fadd_rn(__fadd_rn(float(splat.cell_x), -x), splat.offset_x);
   const float mean_y = __fadd_rn(__fadd_rn(float(splat.cell_y), -y), splat.offset_y);
@@ -128,8 +128,8 @@ __device__ inline uint32_t tiles_met(const Splat& splat, const TileBox& box) {
 }
 
 // Calls visit(source, tile, met) for every 32 tiles of the boxes of more than FEW tiles that this warp's threads have:
-// `source` is the lane whose splat it is, `tile` this lane's tile, and the bits of `met` the lanes whose tiles it meets.
-// All threads of a warp must come here together.
+// `source` is the lane whose splat it is, `tile` this lane's tile, and the bits of `met` the lanes whose tiles it
+// meets. All threads of a warp must come here together.
 template <class Visit>
 __device__ inline void for_large_boxes(const Splat& splat, const TileBox& box, const Tiles& tiles, const Visit& visit) {
   const int lane = int(threadIdx.x) % 32;
