@@ -283,7 +283,7 @@ __device__ uint32_t sum_before(uint32_t value, uint32_t& all) {
   return sum - value;
 }
 
-// Finds a warp's pairs. Those of small boxes wait in a queue, so that all lanes have work when they are written.
+// Finds a warp's pairs. They wait in a queue, so that all lanes have work when they are written.
 struct PairFinder {
   static constexpr int QUEUE = 32 * FEW, AHEAD = 4;  // AHEAD: atomic additions that a lane waits for together
   const Tiles& tiles;
@@ -312,33 +312,42 @@ struct PairFinder {
   template <class Write>
   __device__ void write(unsigned long long begin, uint32_t* counts, const Write& write) {
     const uint32_t before = (1u << lane) - 1;
-    for (uint32_t first = 0; first < queued; first += 32 * AHEAD) {
-      uint32_t found[AHEAD], peers[AHEAD], rank[AHEAD] = {};
-#pragma unroll
-      for (int k = 0; k < AHEAD; ++k) {
-        const uint32_t at = first + 32 * k + lane;
-        if (at - lane >= queued) continue;
-        found[k] = at < queued ? queue[at] : ~0u;
-        // Neighbours are often in the same tile, and one addition does for all of them.
-        peers[k] = __match_any_sync(~0u, at < queued ? found[k] >> 5 : ~0u);
-        if (at < queued && !(peers[k] & before))
-          rank[k] = atomicAdd(counts + size_t(found[k] >> 5) * SPREAD, uint32_t(__popc(peers[k])));
-      }
-#pragma unroll
-      for (int k = 0; k < AHEAD; ++k) {
-        const uint32_t at = first + 32 * k + lane;
-        if (at - lane >= queued) continue;
-        const uint32_t base = __shfl_sync(~0u, rank[k], __ffs(int(peers[k])) - 1);
-        write(at < queued, begin + at, int(found[k] % 32), found[k] >> 5, base + __popc(peers[k] & before));
-      }
-    }
-    begin += queued;
+    const auto empty_queue = [&] {
+      __syncwarp();
+      for (uint32_t first = 0; first < queued; first += 32 * AHEAD) write_some(first, begin, counts, write);
+      __syncwarp();
+      begin += queued;
+      queued = 0;
+    };
     for_large_boxes(splat, box, tiles, [&](int source, int tile, uint32_t met) {
-      const bool mine = met >> lane & 1;
-      const uint32_t rank = mine ? atomicAdd(counts + size_t(tile) * SPREAD, 1u) : 0;
-      write(mine, begin + __popc(met & before), source, uint32_t(tile), rank);
-      begin += __popc(met);
+      if (queued + 32 > QUEUE) empty_queue();
+      if (met >> lane & 1) queue[queued + __popc(met & before)] = uint32_t(tile) << 5 | uint32_t(source);
+      queued += __popc(met);
     });
+    empty_queue();
+  }
+
+  template <class Write>
+  __device__ void write_some(uint32_t first, unsigned long long begin, uint32_t* counts, const Write& write) const {
+    const uint32_t before = (1u << lane) - 1;
+    uint32_t found[AHEAD], peers[AHEAD], rank[AHEAD] = {};
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      const uint32_t at = first + 32 * k + lane;
+      if (at - lane >= queued) continue;
+      found[k] = at < queued ? queue[at] : ~0u;
+      // Neighbours are often in the same tile, and one addition does for all of them.
+      peers[k] = __match_any_sync(~0u, at < queued ? found[k] >> 5 : ~0u);
+      if (at < queued && !(peers[k] & before))
+        rank[k] = atomicAdd(counts + size_t(found[k] >> 5) * SPREAD, uint32_t(__popc(peers[k])));
+    }
+#pragma unroll
+    for (int k = 0; k < AHEAD; ++k) {
+      const uint32_t at = first + 32 * k + lane;
+      if (at - lane >= queued) continue;
+      const uint32_t base = __shfl_sync(~0u, rank[k], __ffs(int(peers[k])) - 1);
+      write(at < queued, begin + at, int(found[k] % 32), found[k] >> 5, base + __popc(peers[k] & before));
+    }
   }
 };
 
