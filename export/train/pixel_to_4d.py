@@ -35,7 +35,6 @@ from edge4d.runtime.errors import BackendUnavailable, InvalidCheckpoint, Invalid
 CLIP_SECONDS = 2.0  # how far ahead the views go: 24 frames at 12 frames per second
 _RENDERS_EVERY = 8  # steps of refining; the others learn motion from photographs alone
 _MIN_PIXELS = 20  # an object smaller than this in the photograph teaches nothing about its motion
-_NEAREST_MISS = 2.0  # metres; pixels that objects miss by, so near the camera, no longer matter
 _VALIDATION_SEED = 1 << 40  # far from any seed a user would give
 
 
@@ -183,35 +182,19 @@ def centre_targets(instances: Tensor, coarse: torch.Size, fine: torch.Size) -> t
 
 
 def motion_loss(motion: Tensor, photographs: Photographs) -> Tensor:
-    """How far objects miss their places at the middle and the end of the clip: in the picture, and in metres.
-
-    A picture hardly changes when a car is a metre too near along the line of sight, but a hand's breadth aside or above
-    the road moves all of its pixels. So pixels count, to first order about the true place, and metres, softened with
-    depth, besides.
+    """Distance in metres between predicted and true places at the middle and the end of the clip, softened with depth.
 
     Args:
         motion: [B,12,H,W] per pixel; averaged over the true objects, to which the true motions belong.
     """
-    instances, intrinsics = photographs.instances, photographs.intrinsics
-    points = gaussians.unproject(photographs.depth, intrinsics).permute(0, 1, 4, 2, 3)
-    means = gaussians.instance_mean(torch.cat([points, motion[:, None]], 2), instances)
-    centres, predicted = torch.split(means, [3, 12], -1)
+    per_pixel = torch.cat([photographs.depth, motion], 1)[:, None]
+    depth, predicted = torch.split(gaussians.instance_mean(per_pixel, photographs.instances), [1, 12], -1)
     error = predicted - photographs.motion
-    weight = photographs.visible.float()
-    soft = 1 / (1 + 0.1 * centres[..., 2])
-    loss = 2 * error[..., 6:].abs().sum(-1) * soft
-    for t in (0.5 * CLIP_SECONDS, CLIP_SECONDS):
-        miss, moved = (m[..., :3] * t + 0.5 * m[..., 3:6] * t * t for m in (error, photographs.motion))
-        place = centres.detach() + moved
-        depth = place[..., 2:].clamp_min(_NEAREST_MISS)
-        slope = (place[..., :2] / depth).clamp(-1.5, 1.5)
-        pixels = intrinsics[:, None, :2] * (miss[..., :2] - slope * miss[..., 2:]) / depth
-        loss = loss + _huber(miss).sum(-1) * soft + 0.25 * _huber(pixels / 4).sum(-1)
-    return (loss * weight).sum() / weight.sum().clamp_min(1)
-
-
-def _huber(error: Tensor) -> Tensor:
-    return functional.smooth_l1_loss(error, torch.zeros_like(error), reduction="none")
+    places = [error[..., :3] * t + 0.5 * error[..., 3:6] * t * t for t in (0.5 * CLIP_SECONDS, CLIP_SECONDS)]
+    miss = sum(functional.smooth_l1_loss(p, torch.zeros_like(p), reduction="none").sum(-1) for p in places)
+    turn = error[..., 6:].abs().sum(-1)
+    weight = photographs.visible.float() / (1 + 0.1 * depth[..., 0])
+    return ((miss + 2 * turn) * weight).sum() / weight.sum().clamp_min(1)
 
 
 def image_loss(rendered: Tensor, target: Tensor, moving: Tensor) -> Tensor:

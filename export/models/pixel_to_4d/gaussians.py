@@ -200,6 +200,49 @@ def dynamic_gaussians(
     )
 
 
+def ground_normal(depth: Tensor, instances: Tensor, intrinsics: Tensor) -> Tensor:
+    """The direction that is down in the scene, [B,3] of unit length in the camera's frame.
+
+    A plane y = a x + b z + c through what stands still in the lower part of the picture, by least squares, repeated
+    without the points that lie off it. Above it means an obstacle, such as a wall; below it only a depth that is wrong.
+    Where hardly any ground is seen the direction is (0, 1, 0).
+
+    Args:
+        depth: [B,1,H,W] metres.
+        instances: [B,H,W] int32, 0 = static.
+        intrinsics: [B,4] fx, fy, cx, cy in pixels.
+    """
+    x, y, z = unproject(depth, intrinsics)[:, 0].unbind(-1)
+    height = depth.shape[2]
+    rows = ((torch.arange(height, device=depth.device, dtype=depth.dtype) + 0.5) / height).reshape(1, -1, 1)
+    candidates = ((instances == 0) & (rows > 0.55) & (z < 40.0)).to(depth.dtype)
+
+    def total(values: Tensor) -> Tensor:
+        return values.sum(-1, keepdim=True).sum(-2, keepdim=True)
+
+    weights = candidates
+    for _ in range(4):
+        mass = total(weights) + 1e-6
+        mean_x, mean_y, mean_z = (total(weights * value) / mass for value in (x, y, z))
+        dx, dy, dz = x - mean_x, y - mean_y, z - mean_z
+        # A little of a level plane: what decides where no ground is seen.
+        xx, zz, xz = total(weights * dx * dx) + 1.0, total(weights * dz * dz) + 1.0, total(weights * dx * dz)
+        xy, zy = total(weights * dx * dy), total(weights * dz * dy)
+        determinant = xx * zz - xz * xz
+        a, b = (xy * zz - zy * xz) / determinant, (zy * xx - xy * xz) / determinant
+        below = dy - a * dx - b * dz  # metres; the camera's own height is the measure of what is far off
+        off = torch.where(below > 0, below / 3, below) / (mean_y - a * mean_x - b * mean_z).abs().clamp_min(0.5)
+        weights = candidates * torch.exp(-((off / 0.1) ** 2))
+    normal = torch.cat([-a, torch.ones_like(a), -b], 1)[..., 0]
+    return normal / normal.square().sum(1, keepdim=True).sqrt()
+
+
+def along_ground(vectors: Tensor, normal: Tensor) -> Tensor:
+    """Vectors [B,M,3] without what points out of the ground, whose `normal` is [B,3]: traffic does not fly."""
+    down = normal[:, None]
+    return vectors - (vectors * down).sum(-1, keepdim=True) * down
+
+
 def core_outputs(layers: int, groups: int) -> tuple[TensorSpec, ...]:
     """The outputs of the `core` stage as a bundle describes them, in the order of `DynamicGaussians`."""
     gaussian = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "colors": (3,)}

@@ -5,7 +5,8 @@ photograph, depth and object ids into Gaussians with motion. It follows Pixel-to
 pixel, a static decoder, a dynamic decoder conditioned on noise (CVAE), motion averaged within each object. Its own:
 scales and offsets are in pixel footprints, the first layer's colour is the photograph's plus a correction, and only the
 first layer moves, so that what an object hides stays where it is. That layer of an object is the photograph itself, one
-plain Gaussian a pixel: a decoder that may blur what moves hedges its motion by doing so.
+plain Gaussian a pixel: a decoder that may blur what moves hedges its motion by doing so. And what moves does so along
+the ground, a plane through the depths of the road: a small error of height shows more than a large one of speed.
 """
 
 from __future__ import annotations
@@ -228,8 +229,13 @@ class Lift(nn.Module):
         color = color + ((image - 0.5) / gaussians.SH_C0)[:, None]
         units = torch.cat([2 * footprint * offset, opacity + 3.0, scale, rotation, color], 2)
         layers = gaussians.activate(units, depths, intrinsics)
-        return gaussians.dynamic_gaussians(
+        scene = gaussians.dynamic_gaussians(
             layers, self.metric_motion(motion)[:, None], instances, groups=self.config.groups
+        )
+        normal = gaussians.ground_normal(depth, instances, intrinsics)
+        return scene._replace(
+            velocity=gaussians.along_ground(scene.velocity, normal),
+            acceleration=gaussians.along_ground(scene.acceleration, normal),
         )
 
     def metric_motion(self, motion: Tensor) -> Tensor:

@@ -232,35 +232,17 @@ def photographs(sample: training.Sample) -> training.Photographs:
     )
 
 
-def test_the_true_motion_costs_nothing_and_others_cost_metres_and_pixels(sample):
+def test_the_true_motion_costs_nothing_and_others_cost_metres(sample):
     truth = photographs(sample)
     assert truth.visible.any()
     rows = truth.instances.long().flatten(1)[..., None].expand(-1, -1, 12)
     motion = truth.motion.gather(1, rows).transpose(1, 2).reshape(2, 12, 32, 64)
     # Means of equal float32 numbers
     assert training.motion_loss(motion, truth) < 1e-4
-
-    def loss(axis: int, zoom: float) -> float:
-        """Of 1 m/s too much along an axis, with the focal length multiplied by `zoom`."""
-        faster = motion.clone()
-        faster[:, axis] += 1
-        scale = torch.tensor([zoom, zoom, 1, 1])
-        seen = replace(truth, intrinsics=truth.intrinsics * scale)
-        return float(training.motion_loss(faster, seen))
-
-    # Without a lens only metres count: misses of 1 m after 1 s and of 2 m after 2 s, smooth L1 of 0.5 and 1.5.
-    metres = 2.0 / (1 + 0.1 * seen_depths(truth)).mean()
-    assert loss(0, 1e-6) == pytest.approx(float(metres), rel=0.5)  # means of ratios and ratios of means differ
-    assert loss(1, 1e-6) == pytest.approx(loss(0, 1e-6), rel=1e-3)
-    # Through one, a miss aside costs more than one along the line of sight.
-    assert loss(0, 1.0) > 1.05 * loss(2, 1.0)
-    assert loss(1, 2.0) > 1.05 * loss(1, 1.0)
-
-
-def seen_depths(truth: training.Photographs) -> torch.Tensor:
-    """Mean depth in metres of each object whose motion counts."""
-    depths = gaussians.instance_mean(truth.depth[:, None], truth.instances)[..., 0]
-    return depths[truth.visible]
+    # 1 m/s too fast along x misses by 1 m after 1 s and by 2 m after 2 s: smooth L1 of 0.5 and 1.5.
+    faster = motion.clone()
+    faster[:, 0] += 1
+    assert training.motion_loss(faster, truth).item() == pytest.approx(2.0, rel=1e-3)
 
 
 def test_perfect_maps_cost_little(sample):

@@ -12,8 +12,10 @@ from edge4d.export.models.pixel_to_4d.gaussians import (  # noqa: E402
     MOTION_CHANNELS,
     SH_C0,
     activate,
+    along_ground,
     dynamic_gaussians,
     flatten_layers,
+    ground_normal,
     group_of_gaussian,
     instance_mean,
     layer_depths,
@@ -167,3 +169,45 @@ def test_gradients_reach_the_raw_channels():
     assert raw.grad.isfinite().all()
     assert motion.grad is not None
     assert (motion.grad > 0).all()
+
+
+# ---- ground ----------------------------------------------------------------------------------------------------------
+
+
+def seen_plane(normal: tuple[float, float, float], height: float = 1.6) -> tuple[torch.Tensor, ...]:
+    """Depth [1,1,64,112] of a plane `height` metres below the camera, 60 m at most; no instances; intrinsics."""
+    intrinsics = torch.tensor([[97.0, 97.0, 56.0, 32.0]])
+    rays = unproject(torch.ones(1, 1, 64, 112), intrinsics)[:, 0]
+    falling = (rays * torch.tensor(normal)).sum(-1)
+    depth = torch.where(falling > 0, height / falling.clamp_min(1e-6), torch.tensor(60.0)).clamp_max(60.0)
+    return depth[:, None], torch.zeros(1, 64, 112, dtype=torch.int32), intrinsics
+
+
+@pytest.mark.parametrize("pitch", [-0.08, 0.0, 0.05])
+@pytest.mark.parametrize("roll", [0.0, 0.03])
+def test_ground_is_found_however_the_camera_looks(pitch, roll):
+    tilted = torch.nn.functional.normalize(torch.tensor([roll, 1.0, pitch]), dim=0)
+    depth, instances, intrinsics = seen_plane(tuple(tilted.tolist()))
+    depth[:, :, 30:, 100:] = 3.0  # a wall
+    depth[:, :, 45:58, 30:50] = 2.0  # a car
+    instances[:, 45:58, 30:50] = 1
+    normal = ground_normal(depth, instances, intrinsics)
+    # A thousandth of a radian is a centimetre at ten metres; the wall's foot pulls a little.
+    assert torch.allclose(normal, tilted[None], atol=2e-3)
+
+
+def test_ground_that_is_not_seen_is_level():
+    depth, instances, intrinsics = seen_plane((0.0, 1.0, 0.0))
+    for hidden in (
+        ground_normal(depth, instances + 1, intrinsics),
+        ground_normal(torch.full_like(depth, 150.0), instances, intrinsics),
+    ):
+        assert torch.allclose(hidden, torch.tensor([[0.0, 1.0, 0.0]]), atol=1e-6)
+
+
+def test_what_moves_stays_on_the_ground():
+    normal = torch.nn.functional.normalize(torch.tensor([[0.1, 1.0, -0.2]]), dim=1)
+    vectors = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(0))
+    level = along_ground(vectors, normal)
+    assert (level * normal[:, None]).sum(-1).abs().max() < 1e-6  # float32 rounding of numbers about 1
+    assert torch.allclose(along_ground(level, normal), level, atol=1e-6)
