@@ -48,7 +48,8 @@ class Attribute:
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator: `name` in ONNX graphs and plugins, `function` in `kernels.reference` and `kernels.cpu`."""
+    """An operator: `name` in ONNX graphs and plugins, `function` in `kernels.reference`, `kernels.cpu` and
+    `kernels.cuda`."""
 
     name: str
     function: str
