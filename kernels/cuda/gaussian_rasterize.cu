@@ -9,6 +9,14 @@
 // Sort: one block per tile; as numbers the entries have one order, so the result does not depend on how they came.
 // Blend: one block per tile, front to back. Each warp skips splats that its own part of the tile, 8 x 8 pixels or 8 x 4
 //   where tiles are few, cannot see.
+//
+// Measured on an NVIDIA H200, microseconds before and after for the first two scenes and the last one of
+// tests/benchmarks/rasterize.py's four made-up ones (573,440 Gaussians on 448x256; 1,638,400 on 1024x320; 1,000,000 on
+// 1920x1080):
+//   won   sorting in registers, not merging in shared memory            sort     100 -> 46    238 -> 108   111 -> 69
+//   won   32 bytes for each tile's counter, not 4                       project and fill
+//                                                                                279 -> 108   474 -> 235   175 -> 136
+//   won   the alphas of four splats before any of them is blended       blend    353 -> 164   439 -> 359   343 -> 310
 #include <cuda_runtime.h>
 
 #include <algorithm>
