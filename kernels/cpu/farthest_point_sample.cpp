@@ -7,6 +7,7 @@
 #include <thread>
 #include <vector>
 
+#include "checks.hpp"
 #include "edge4d.h"
 #include "loops.hpp"
 #include "parallel.hpp"
@@ -47,15 +48,6 @@ struct Farthest {
   size_t index;
 };
 
-void check(const edge4d_farthest_point_sample& call) {
-  const auto require = [](bool holds, const char* what) {
-    if (!holds) refuse(std::string("FarthestPointSample: ") + what + ".");
-  };
-  require(call.size == sizeof call, "the parameter struct is of another version");
-  require(call.count >= 1 && call.count <= call.point_count, "count must lie in 1 .. number of points");
-  require(call.points && call.indices, "a pointer is null");
-}
-
 }  // namespace
 }  // namespace edge4d
 
@@ -63,7 +55,8 @@ int32_t edge4d_cpu_farthest_point_sample(const edge4d_farthest_point_sample* cal
   using namespace edge4d;
   return status_of([&] {
     if (!call) refuse("FarthestPointSample: no parameters.");
-    check(*call);
+    check_attributes(*call);
+    check_tensors(*call);
     const size_t points = size_t(call->point_count);
     const size_t shares = size_t(thread_count(threads, std::max<size_t>(1, points / SHARE_MIN)));
     std::vector<double> distances(points, std::numeric_limits<double>::infinity());

@@ -26,6 +26,7 @@
 #include <memory>
 #include <vector>
 
+#include "checks.hpp"
 #include "edge4d.h"
 #include "half.hpp"
 #include "loops.hpp"
@@ -326,33 +327,9 @@ void rasterize_image(const edge4d_gaussian_rasterize& call, size_t batch, size_t
 }
 
 void check(const edge4d_gaussian_rasterize& call) {
-  const auto require = [](bool holds, const char* what) {
-    if (!holds) refuse(std::string("GaussianRasterize: ") + what + ".");
-  };
-  require(call.size == sizeof call, "the parameter struct is of another version");
-  require(call.batch >= 0 && call.cameras >= 0 && call.gaussians >= 0, "a size is negative");
-  require(call.channels > 0, "there must be at least one channel");
-  require(call.width > 0 && call.height > 0, "width and height must be positive");
-  require(call.near > 0 && call.far >= call.near, "near must be positive, and far not below it");
-  require(call.eps2d >= 0, "eps2d must not be negative");
-  require(call.compensation_floor >= 0, "compensation_floor must not be negative");
-  require(call.alpha_max > 0 && call.alpha_max <= 1, "alpha_max must lie in (0, 1]");
-  require(call.sh_degree >= -1 && call.sh_degree <= 3, "sh_degree must lie in -1 .. 3");
-  require(call.sh_degree < 0 || call.coefficients >= (call.sh_degree + 1) * (call.sh_degree + 1),
-          "too few coefficients for sh_degree");
-  require(call.sh_degree < 0 || call.channels == 3, "spherical harmonics give 3 channels");
-  require((call.sh_degree < 0) == (call.coefficients == 0), "coefficients and sh_degree do not agree");
-  require(call.max_pairs >= 0, "max_pairs must not be negative");
-  require(call.outputs >= 0 && call.outputs <= 7, "outputs is a sum of 1, 2 and 4");
-  require(call.dtype == EDGE4D_FLOAT32 || call.dtype == EDGE4D_FLOAT16, "Gaussians are float32 or float16");
-  require(call.out_dtype >= EDGE4D_FLOAT32 && call.out_dtype <= EDGE4D_UINT8, "out_dtype is unknown");
-  const bool images = call.batch > 0 && call.cameras > 0;
-  require(!images || (call.viewmats && call.Ks && call.background && call.stats), "a pointer is null");
-  require(!images || call.gaussians == 0 || (call.means && call.quats && call.scales && call.opacities && call.colors),
-          "a pointer is null");
-  require(!images || ((call.image || !(call.outputs & EDGE4D_IMAGE)) &&
-                      (call.alpha || !(call.outputs & EDGE4D_ALPHA)) && (call.depth || !(call.outputs & EDGE4D_DEPTH))),
-          "a pointer is null");
+  check_attributes(call);
+  Require{"GaussianRasterize"}(call.max_pairs >= 0, "max_pairs must not be negative");
+  if (call.batch > 0 && call.cameras > 0) check_tensors(call);
 }
 
 }  // namespace

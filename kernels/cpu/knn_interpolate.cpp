@@ -4,6 +4,7 @@
 #include <limits>
 #include <memory>
 
+#include "checks.hpp"
 #include "edge4d.h"
 #include "loops.hpp"
 #include "parallel.hpp"
@@ -12,22 +13,8 @@
 namespace edge4d {
 namespace {
 
-constexpr int K_MAX = 16;
 constexpr size_t PADDING = 16;  // points; a multiple of every vector's lanes
 constexpr size_t BATCH = 64;    // queries that a thread takes at a time
-
-void check(const edge4d_knn_interpolate& call) {
-  const auto require = [](bool holds, const char* what) {
-    if (!holds) refuse(std::string("KnnInterpolate: ") + what + ".");
-  };
-  require(call.size == sizeof call, "the parameter struct is of another version");
-  require(call.query_count >= 0 && call.frames >= 0 && call.channels >= 0, "a size is negative");
-  require(call.k >= 1 && call.k <= K_MAX, "k must lie in 1 .. 16");
-  require(call.k <= call.point_count, "there are fewer points than neighbours");
-  require(call.query_count == 0 || (call.queries && call.points && call.indices && call.weights), "a pointer is null");
-  require(call.query_count == 0 || call.frames == 0 || call.channels == 0 || (call.values && call.interpolated),
-          "a pointer is null");
-}
 
 void weights_from_distances(const edge4d_knn_interpolate& call, const double* distances, double* weights) {
   double mean = 0;
@@ -67,7 +54,8 @@ int32_t edge4d_cpu_knn_interpolate(const edge4d_knn_interpolate* call, int32_t t
   using namespace edge4d;
   return status_of([&] {
     if (!call) refuse("KnnInterpolate: no parameters.");
-    check(*call);
+    check_attributes(*call);
+    if (call->query_count) check_tensors(*call);
     const size_t points = size_t(call->point_count), queries = size_t(call->query_count);
     const size_t padded = (points + PADDING - 1) / PADDING * PADDING;
     const std::unique_ptr<float[]> memory(new float[3 * padded]);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <climits>
 
+#include "checks.hpp"
 #include "edge4d.h"
 #include "launch.cuh"
 #include "points.cuh"
@@ -231,13 +232,9 @@ Launch launch_for(unsigned points) {
   return {sample<32>, most};
 }
 
-void require(bool holds, const char* what) {
-  if (!holds) refuse(std::string("FarthestPointSample: ") + what + ".");
-}
-
 void check_sizes(const edge4d_farthest_point_sample* call) {
-  require(call && call->size == sizeof *call, "the parameter struct is of another version");
-  require(call->count >= 1 && call->count <= call->point_count, "count must lie in 1 .. number of points");
+  Require{"FarthestPointSample"}(call, "the parameter struct is of another version");
+  check_attributes(*call);
 }
 
 struct Memory {
@@ -254,7 +251,7 @@ Memory memory_in(Workspace& workspace, int point_count) {
 
 void run(const edge4d_farthest_point_sample* call, void* memory, uint64_t bytes, cudaStream_t stream) {
   check_sizes(call);
-  require(call->points && call->indices, "a pointer is null");
+  check_tensors(*call);
   Workspace workspace(memory);
   Memory place = memory_in(workspace, call->point_count);
   check_workspace("FarthestPointSample", memory, bytes, workspace.bytes());

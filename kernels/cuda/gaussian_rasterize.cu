@@ -22,6 +22,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "checks.hpp"
 #include "edge4d.h"
 #include "launch.cuh"
 #include "sort.cuh"
@@ -62,7 +63,7 @@ __device__ void store_pair(Pair* to, const Pair& pair) {
 }
 
 // I images of N Gaussians and T tiles.
-struct Workspace {
+struct Buffers {
   Splat* splats;         // [I][N]
   float4* colors;        // [I][N] of spherical harmonics; else colours stay where the caller has them
   Tally* tallies;        // [I]
@@ -72,29 +73,24 @@ struct Workspace {
   Pair* found;           // [I][max_pairs] in any order
   uint64_t* pairs;       // [I][max_pairs] entries, tile by tile
   uint64_t* spare;       // [I][max_pairs] for lists too long to be sorted in shared memory; where `found` was
-  uint64_t bytes, cleared_bytes;  // tallies and counts lie at the beginning, and start as 0
+  uint64_t cleared_bytes;  // tallies and counts lie at the beginning, and start as 0
 };
 
-Workspace workspace_of(const edge4d_gaussian_rasterize& call, void* memory) {
-  const uint64_t images = uint64_t(call.batch) * uint64_t(call.cameras), splats = images * uint64_t(call.gaussians);
-  const uint64_t tiles = uint64_t(Tiles(call.width, call.height).count()), pairs = images * uint64_t(call.max_pairs);
-  Workspace w = {};
-  uint64_t& used = w.bytes;
-  const auto take = [&](auto*& array, uint64_t count) {
-    array = reinterpret_cast<std::remove_reference_t<decltype(array)>>(reinterpret_cast<uintptr_t>(memory) + used);
-    used = (used + count * sizeof *array + 255) / 256 * 256;
-  };
-  take(w.tallies, images);
-  take(w.counts, images * tiles * SPREAD);
-  w.cleared_bytes = used;
-  take(w.tile_begin, images * (tiles + 1));
-  take(w.order, images * tiles);
-  take(w.splats, splats);
-  take(w.colors, call.sh_degree >= 0 ? splats : 0);
-  take(w.found, pairs);
-  take(w.pairs, pairs);
-  w.spare = reinterpret_cast<uint64_t*>(w.found);
-  return w;
+Buffers buffers_in(Workspace& workspace, const edge4d_gaussian_rasterize& call) {
+  const size_t images = size_t(call.batch) * size_t(call.cameras), splats = images * size_t(call.gaussians);
+  const size_t tiles = size_t(Tiles(call.width, call.height).count()), pairs = images * size_t(call.max_pairs);
+  Buffers buffers = {};
+  buffers.tallies = workspace.take<Tally>(images);
+  buffers.counts = workspace.take<uint32_t>(images * tiles * SPREAD);
+  buffers.cleared_bytes = workspace.bytes();
+  buffers.tile_begin = workspace.take<uint32_t>(images * (tiles + 1));
+  buffers.order = workspace.take<uint32_t>(images * tiles);
+  buffers.splats = workspace.take<Splat>(splats);
+  buffers.colors = workspace.take<float4>(call.sh_degree >= 0 ? splats : 0);
+  buffers.found = workspace.take<Pair>(pairs);
+  buffers.pairs = workspace.take<uint64_t>(pairs);
+  buffers.spare = reinterpret_cast<uint64_t*>(buffers.found);
+  return buffers;
 }
 
 // ---- project --------------------------------------------------------------------------------------------------------
@@ -383,7 +379,7 @@ __device__ unsigned long long add_to_tally(Tally& tally, unsigned long long pair
 
 template <class T>
 __global__ void __launch_bounds__(PROJECT_THREADS, 4)
-    project(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles) {
+    project(const edge4d_gaussian_rasterize call, const Buffers work, const Tiles tiles) {
   __shared__ View view;
   __shared__ uint32_t queues[PROJECT_THREADS / 32][PairFinder::QUEUE];
   const int64_t image = blockIdx.y, batch = image / call.cameras;
@@ -433,7 +429,7 @@ __device__ int take_place(int* next, int value, bool there) {
 }
 
 __global__ void __launch_bounds__(SCAN_THREADS)
-    scan(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+    scan(const edge4d_gaussian_rasterize call, const Buffers work, const int tiles) {
   __shared__ int places[33];  // by number of bits of a tile's count, the most first
   __shared__ uint32_t sums[2][SCAN_THREADS / 32];
   const int64_t image = blockIdx.x;
@@ -488,7 +484,7 @@ __global__ void __launch_bounds__(SCAN_THREADS)
 constexpr int FILL_THREADS = 256, FILL_BLOCKS = 2048;
 
 __global__ void __launch_bounds__(FILL_THREADS)
-    fill(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+    fill(const edge4d_gaussian_rasterize call, const Buffers work, const int tiles) {
   const int64_t image = blockIdx.y;
   const uint32_t* const tile_begin = work.tile_begin + image * (tiles + 1);
   const Pair* const found = work.found + image * call.max_pairs;
@@ -659,7 +655,7 @@ __device__ void sort_list(uint64_t* entries, uint64_t* spare, int64_t count, Sor
 
 // The tiles with long lists are the first in order.
 __global__ void __launch_bounds__(LONG_THREADS, 2)
-    sort_long(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+    sort_long(const edge4d_gaussian_rasterize call, const Buffers work, const int tiles) {
   __shared__ SortMemory<LONG_THREADS> shared;
   const int64_t image = blockIdx.y;
   for (int place = int(blockIdx.x); place < tiles; place += int(gridDim.x)) {
@@ -671,7 +667,7 @@ __global__ void __launch_bounds__(LONG_THREADS, 2)
 }
 
 __global__ void __launch_bounds__(SHORT_THREADS, 8)
-    sort_short(const edge4d_gaussian_rasterize call, const Workspace work, const int tiles) {
+    sort_short(const edge4d_gaussian_rasterize call, const Buffers work, const int tiles) {
   __shared__ SortMemory<SHORT_THREADS> shared;
   static_assert(SortMemory<SHORT_THREADS>::CHUNK >= LONG_LIST, "short lists fit");
   const int64_t image = blockIdx.y;
@@ -790,7 +786,7 @@ __device__ int list_seen(Batch<WARPS>& batch, int count, int warp, float2 middle
 
 // Channels [first, first + CHANNELS) of a Gaussian in an image.
 template <int CHANNELS>
-__device__ void read_color(const edge4d_gaussian_rasterize& call, const Workspace& work, unsigned image, uint32_t i,
+__device__ void read_color(const edge4d_gaussian_rasterize& call, const Buffers& work, unsigned image, uint32_t i,
                            int first, float (&color)[CHANNELS]) {
   if (call.sh_degree >= 0) {
     const float4 found = work.colors[int64_t(image) * call.gaussians + i];
@@ -818,7 +814,7 @@ __device__ void write_pixel(const edge4d_gaussian_rasterize& call, int64_t at, i
 // A block is a tile; a warp draws 8 x 4 PIXELS of it, each thread PIXELS side by side.
 template <int CHANNELS, bool DEPTH, int PIXELS>
 __global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
-    blend(const edge4d_gaussian_rasterize call, const Workspace work, const Tiles tiles, const int first_channel) {
+    blend(const edge4d_gaussian_rasterize call, const Buffers work, const Tiles tiles, const int first_channel) {
   constexpr int THREADS = TILE * TILE / PIXELS, WIDTH = 8, HEIGHT = 4 * PIXELS;
   static_assert(THREADS >= BATCH, "each splat of a batch has a thread that loads it");
   __shared__ Batch<THREADS / 32> batch;
@@ -884,45 +880,18 @@ __global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
 // ---- launch ---------------------------------------------------------------------------------------------------------
 
 void check(const edge4d_gaussian_rasterize& call) {
-  const auto require = [](bool holds, const char* what) {
-    if (!holds) refuse(std::string("GaussianRasterize: ") + what + ".");
-  };
-  require(call.size == sizeof call, "the parameter struct is of another version");
-  require(call.batch >= 0 && call.cameras >= 0 && call.gaussians >= 0, "a size is negative");
+  constexpr Require require{"GaussianRasterize"};
+  check_attributes(call);
   require(int64_t(call.batch) * call.cameras <= 65535, "more than 65,535 images in one call");
-  require(call.channels > 0, "there must be at least one channel");
-  require(call.width > 0 && call.height > 0, "width and height must be positive");
   require(int64_t(call.width) * call.height <= INT32_MAX, "the image has 2^31 pixels or more");
-  require(call.near > 0 && call.far >= call.near, "near must be positive, and far not below it");
-  require(call.eps2d >= 0, "eps2d must not be negative");
-  require(call.compensation_floor >= 0, "compensation_floor must not be negative");
-  require(call.alpha_max > 0 && call.alpha_max <= 1, "alpha_max must lie in (0, 1]");
-  require(call.sh_degree >= -1 && call.sh_degree <= 3, "sh_degree must lie in -1 .. 3");
-  require(call.sh_degree < 0 || call.coefficients >= (call.sh_degree + 1) * (call.sh_degree + 1),
-          "too few coefficients for sh_degree");
-  require(call.sh_degree < 0 || call.channels == 3, "spherical harmonics give 3 channels");
-  require((call.sh_degree < 0) == (call.coefficients == 0), "coefficients and sh_degree do not agree");
   require(call.max_pairs > 0, "on the GPU max_pairs must be positive");
-  require(call.outputs >= 0 && call.outputs <= 7, "outputs is a sum of 1, 2 and 4");
-  require(call.dtype == EDGE4D_FLOAT32 || call.dtype == EDGE4D_FLOAT16, "Gaussians are float32 or float16");
-  require(call.out_dtype >= EDGE4D_FLOAT32 && call.out_dtype <= EDGE4D_UINT8, "out_dtype is unknown");
-}
-
-void check_tensors(const edge4d_gaussian_rasterize& call) {
-  const auto require = [](bool holds) {
-    if (!holds) refuse("GaussianRasterize: a pointer is null.");
-  };
-  require(call.viewmats && call.Ks && call.background && call.stats);
-  require(call.gaussians == 0 || (call.means && call.quats && call.scales && call.opacities && call.colors));
-  require((call.image || !(call.outputs & EDGE4D_IMAGE)) && (call.alpha || !(call.outputs & EDGE4D_ALPHA)) &&
-          (call.depth || !(call.outputs & EDGE4D_DEPTH)));
 }
 
 // Where tiles are few, more warps keep more of the GPU busy; where they are many, what a thread's pixels share counts.
 constexpr int64_t FEW_TILES = 1500;
 
 template <int CHANNELS>
-void blend_all(const edge4d_gaussian_rasterize& call, const Workspace& work, int first, cudaStream_t stream) {
+void blend_all(const edge4d_gaussian_rasterize& call, const Buffers& work, int first, cudaStream_t stream) {
   const Tiles tiles(call.width, call.height);
   const dim3 grid(unsigned(tiles.count()), unsigned(call.batch * call.cameras));
   const bool few = int64_t(grid.x) * grid.y <= FEW_TILES, depth = first == 0 && call.outputs & EDGE4D_DEPTH;
@@ -932,7 +901,7 @@ void blend_all(const edge4d_gaussian_rasterize& call, const Workspace& work, int
 }
 
 template <class T>
-void launch(const edge4d_gaussian_rasterize& call, const Workspace& work, cudaStream_t stream) {
+void launch(const edge4d_gaussian_rasterize& call, const Buffers& work, cudaStream_t stream) {
   const Tiles tiles(call.width, call.height);
   const unsigned images = unsigned(call.batch * call.cameras);
   const dim3 gaussians(unsigned((int64_t(call.gaussians) + PROJECT_THREADS - 1) / PROJECT_THREADS), images);
@@ -959,10 +928,12 @@ void launch(const edge4d_gaussian_rasterize& call, const Workspace& work, cudaSt
 }  // namespace edge4d
 
 uint64_t edge4d_cuda_gaussian_rasterize_workspace(const edge4d_gaussian_rasterize* call) {
-  return edge4d::workspace_of(*call, nullptr).bytes;
+  edge4d::Workspace workspace(nullptr);
+  edge4d::buffers_in(workspace, *call);
+  return workspace.bytes();
 }
 
-int32_t edge4d_cuda_gaussian_rasterize(const edge4d_gaussian_rasterize* call, void* workspace, uint64_t workspace_bytes,
+int32_t edge4d_cuda_gaussian_rasterize(const edge4d_gaussian_rasterize* call, void* memory, uint64_t memory_bytes,
                                        void* stream) {
   using namespace edge4d;
   return status_of([&] {
@@ -970,8 +941,9 @@ int32_t edge4d_cuda_gaussian_rasterize(const edge4d_gaussian_rasterize* call, vo
     check(*call);
     if (call->batch == 0 || call->cameras == 0) return;
     check_tensors(*call);
-    const Workspace work = workspace_of(*call, workspace);
-    check_workspace("GaussianRasterize", workspace, workspace_bytes, work.bytes);
+    Workspace workspace(memory);
+    const Buffers work = buffers_in(workspace, *call);
+    check_workspace("GaussianRasterize", memory, memory_bytes, workspace.bytes());
     if (call->dtype == EDGE4D_FLOAT16) {
       launch<__half>(*call, work, static_cast<cudaStream_t>(stream));
     } else {

@@ -9,6 +9,7 @@
 // What is found does not depend on the tree: the k nearest in the order of distance and index, which has no ties.
 #include <climits>
 
+#include "checks.hpp"
 #include "edge4d.h"
 #include "launch.cuh"
 #include "points.cuh"
@@ -16,7 +17,6 @@
 namespace edge4d {
 namespace {
 
-constexpr int K_MAX = 16;
 constexpr int LEAF = WARP, NODE = LEAF * WARP;  // points
 constexpr int QUERIES = 8;                      // warps of a block, each with a query
 constexpr int NOBODY = INT_MAX;                 // the index of what only fills a place
@@ -417,21 +417,11 @@ __global__ void __launch_bounds__(QUERIES* WARP, 6)
 
 // ---- host -----------------------------------------------------------------------------------------------------------
 
-void require(bool holds, const char* what) {
-  if (!holds) refuse(std::string("KnnInterpolate: ") + what + ".");
-}
-
 void check_sizes(const edge4d_knn_interpolate* call) {
-  require(call && call->size == sizeof *call, "the parameter struct is of another version");
-  require(call->query_count >= 0 && call->frames >= 0 && call->channels >= 0, "a size is negative");
+  constexpr Require require{"KnnInterpolate"};
+  require(call, "the parameter struct is of another version");
+  check_attributes(*call);
   require(int64_t(call->frames) * call->channels <= INT_MAX - WARP, "there are too many frames and channels");
-  require(call->k >= 1 && call->k <= K_MAX, "k must lie in 1 .. 16");
-  require(call->k <= call->point_count, "there are fewer points than neighbours");
-}
-
-void check_pointers(const edge4d_knn_interpolate& call) {
-  require(call.queries && call.points && call.indices && call.weights, "a pointer is null");
-  require(call.frames == 0 || call.channels == 0 || (call.values && call.interpolated), "a pointer is null");
 }
 
 Tree tree_in(Workspace& workspace, int point_count) {
@@ -467,7 +457,7 @@ void build(const Tree& tree, const float* points, int count, cudaStream_t stream
 void run(const edge4d_knn_interpolate* call, void* memory, uint64_t bytes, cudaStream_t stream) {
   check_sizes(call);
   if (call->query_count == 0) return;
-  check_pointers(*call);
+  check_tensors(*call);
   Workspace workspace(memory);
   const Tree tree = tree_in(workspace, call->point_count);
   check_workspace("KnnInterpolate", memory, bytes, workspace.bytes());

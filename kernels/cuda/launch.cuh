@@ -1,4 +1,4 @@
-// What every launcher of a CUDA operator checks on the host.
+// What launchers of CUDA operators share on the host: their checks, and how they lay out their memory.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,5 +21,22 @@ inline void check_workspace(const char* name, const void* workspace, uint64_t by
   if (needed && (!workspace || reinterpret_cast<uintptr_t>(workspace) % 256))
     refuse(std::string(name) + ": the workspace is null or not aligned to 256 bytes.");
 }
+
+// Arrays one after the other in a call's workspace, each aligned to 256 bytes. Over no memory it only counts.
+class Workspace {
+ public:
+  explicit Workspace(void* memory) : begin_(reinterpret_cast<uintptr_t>(memory)), end_(begin_) {}
+
+  template <class T>
+  T* take(size_t count) {
+    T* const array = reinterpret_cast<T*>(end_);
+    end_ += (count * sizeof(T) + 255) / 256 * 256;
+    return array;
+  }
+  uint64_t bytes() const { return end_ - begin_; }
+
+ private:
+  uintptr_t begin_, end_;
+};
 
 }  // namespace edge4d

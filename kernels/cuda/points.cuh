@@ -1,4 +1,4 @@
-// What KnnInterpolate and FarthestPointSample share: squared distances, and their memory between kernels.
+// What KnnInterpolate and FarthestPointSample share: squared distances.
 //
 // Distances decide, and they are the twins': float64, in their order of operations. GPUs for the edge have a 64th of
 // their speed in float64, so float32 goes first, and float64 is asked only where float32 cannot tell.
@@ -35,22 +35,5 @@ __device__ inline double exact_squared_distance(Point a, Point b) {
 // A float32 distance that is larger than this belongs to a larger one in float64 too. float32 errs by at most 5
 // roundings, 3e-7 of the distance, and two of them by less than 1e-6; by less than 1e-37 where it underflows.
 __device__ inline float above(float squared_distance) { return fmaf(squared_distance, 1.000001f, 1e-37f); }
-
-// Arrays one after the other in a call's workspace, each aligned to 256 bytes. Over no memory it only counts.
-class Workspace {
- public:
-  explicit Workspace(void* memory) : begin_(reinterpret_cast<uintptr_t>(memory)), end_(begin_) {}
-
-  template <class T>
-  T* take(size_t count) {
-    T* const array = reinterpret_cast<T*>(end_);
-    end_ += (count * sizeof(T) + 255) / 256 * 256;
-    return array;
-  }
-  uint64_t bytes() const { return end_ - begin_; }
-
- private:
-  uintptr_t begin_, end_;
-};
 
 }  // namespace edge4d
