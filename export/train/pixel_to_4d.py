@@ -184,13 +184,17 @@ def centre_targets(instances: Tensor, coarse: torch.Size, fine: torch.Size) -> t
 def motion_loss(motion: Tensor, photographs: Photographs) -> Tensor:
     """Distance in metres between predicted and true places at the middle and the end of the clip, softened with depth.
 
+    Only distance along the ground counts: that is how objects are moved in the end.
+
     Args:
         motion: [B,12,H,W] per pixel; averaged over the true objects, to which the true motions belong.
     """
     per_pixel = torch.cat([photographs.depth, motion], 1)[:, None]
     depth, predicted = torch.split(gaussians.instance_mean(per_pixel, photographs.instances), [1, 12], -1)
     error = predicted - photographs.motion
-    places = [error[..., :3] * t + 0.5 * error[..., 3:6] * t * t for t in (0.5 * CLIP_SECONDS, CLIP_SECONDS)]
+    normal = gaussians.ground_normal(photographs.depth, photographs.seen, photographs.intrinsics)
+    velocity, acceleration = (gaussians.along_ground(part, normal) for part in (error[..., :3], error[..., 3:6]))
+    places = [velocity * t + 0.5 * acceleration * t * t for t in (0.5 * CLIP_SECONDS, CLIP_SECONDS)]
     miss = sum(functional.smooth_l1_loss(p, torch.zeros_like(p), reduction="none").sum(-1) for p in places)
     turn = error[..., 6:].abs().sum(-1)
     weight = photographs.visible.float() / (1 + 0.1 * depth[..., 0])
