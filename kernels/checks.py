@@ -29,9 +29,12 @@ def check_dtype(name: str, dtype: np.dtype[Any], dtypes: Sequence[np.dtype[Any]]
 
 def check_shape(name: str, shape: Sequence[int], dims: str, sizes: dict[str, int]) -> None:
     """The shape has one size per letter of `dims`: the one in `sizes`, or a new one that is noted there."""
-    agrees = all(sizes.get(letter, size) == size for letter, size in zip(dims, shape))
-    if len(shape) != len(dims) or not agrees:
-        wanted = ", ".join(str(sizes.get(letter, letter)) for letter in dims)
+    known, agrees = sizes.copy(), len(shape) == len(dims)
+    for letter, size in zip(dims, shape):  # a loop, for this is most of what a call on the GPU costs the host
+        if sizes.setdefault(letter, size) != size:
+            agrees = False
+    if not agrees:
+        wanted = ", ".join(str(known.get(letter, letter)) for letter in dims)
         raise InvalidTensor(
             f"'{name}' has the wrong shape.",
             note=f"It is {list(shape)}; expected [{wanted}], that is [{', '.join(dims)}].",
@@ -39,7 +42,6 @@ def check_shape(name: str, shape: Sequence[int], dims: str, sizes: dict[str, int
         )
     if shape and max(shape) > INT32_MAX:
         raise InvalidTensor(f"'{name}' is too large.", note=f"It is {list(shape)}; a side has at most {INT32_MAX}.")
-    sizes.update(zip(dims, shape))
 
 
 def check_attributes(attributes: RasterizeAttributes) -> None:

@@ -132,12 +132,19 @@ def gaussian_rasterize(
     image_dtype = (np.dtype(out_dtype),)
     plane_dtype = _FLOAT32 if out_dtype == "uint8" else image_dtype
     results = {
-        "image": _output("out.image", out.image, "BVHWC", image_dtype, sizes) if outputs & IMAGE else None,
-        "alpha": _output("out.alpha", out.alpha, "BVHW1", plane_dtype, sizes) if outputs & ALPHA else None,
-        "depth": _output("out.depth", out.depth, "BVHW1", plane_dtype, sizes) if outputs & DEPTH else None,
-        "stats": _output("out.stats", out.stats, "BV5", _INT32, sizes),
+        "image": _address("out.image", out.image, "BVHWC", image_dtype, sizes, written=True)
+        if outputs & IMAGE
+        else None,
+        "alpha": _address("out.alpha", out.alpha, "BVHW1", plane_dtype, sizes, written=True)
+        if outputs & ALPHA
+        else None,
+        "depth": _address("out.depth", out.depth, "BVHW1", plane_dtype, sizes, written=True)
+        if outputs & DEPTH
+        else None,
+        "stats": _address("out.stats", out.stats, "BV5", _INT32, sizes, written=True),
     }
-    call = _library.gaussian_rasterize_call(sizes, dtype.name, attributes, **inputs, **results)
+    stored_as = "float32" if dtype == _FLOAT32[0] else "float16"  # dtype.name takes several microseconds
+    call = _library.gaussian_rasterize_call(sizes, stored_as, attributes, **inputs, **results)
     _launch("gaussian_rasterize", call, workspace, stream)
 
 
@@ -212,9 +219,9 @@ def knn_interpolate(
     }
     check_neighbours(k, sizes["M"])
     results = {
-        "interpolated": _output("out.values", out.values, "TQC", _FLOAT32, sizes),
-        "indices": _output("out.indices", out.indices, "QK", _INT32, sizes),
-        "weights": _output("out.weights", out.weights, "QK", _FLOAT32, sizes),
+        "interpolated": _address("out.values", out.values, "TQC", _FLOAT32, sizes, written=True),
+        "indices": _address("out.indices", out.indices, "QK", _INT32, sizes, written=True),
+        "weights": _address("out.weights", out.weights, "QK", _FLOAT32, sizes, written=True),
     }
     call = _knn_call(sizes["Q"], sizes["M"], sizes["T"], sizes["C"], k, beta, radius_mask, **inputs, **results)
     _launch("knn_interpolate", call, workspace, stream)
@@ -250,7 +257,7 @@ def farthest_point_sample(
     sizes: dict[str, int] = {"3": 3, "L": count}
     address = _address("points", points, "N3", _FLOAT32, sizes)
     check_count(count, sizes["N"])
-    call = _fps_call(sizes["N"], count, points=address, indices=_output("out", out, "L", _INT32, sizes))
+    call = _fps_call(sizes["N"], count, points=address, indices=_address("out", out, "L", _INT32, sizes, written=True))
     _launch("farthest_point_sample", call, workspace, stream)
 
 
@@ -368,7 +375,7 @@ def _set_gaussians(
         if name == "colors" and len(array_interface(name, array).shape) == 3:
             dims = "NK3"
         setattr(call, name, _address(name, array, dims, _FLOAT32, sizes))
-        setattr(call, f"moved_{name}", _output(f"out.{name}", moved, dims, dtypes, sizes))
+        setattr(call, f"moved_{name}", _address(f"out.{name}", moved, dims, dtypes, sizes, written=True))
         dtypes = (array_interface(name, moved).dtype,)
     call.dtype = _library.DTYPES[dtypes[0].name]
 
@@ -486,28 +493,21 @@ def stream_handle(stream: object) -> int:
 
 
 def _address(
-    name: str, array: object, dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
+    name: str,
+    array: object,
+    dims: str,
+    dtypes: tuple[np.dtype[Any], ...],
+    sizes: dict[str, int],
+    *,
+    written: bool = False,
 ) -> Optional[int]:
     """Where the array lies, once its dtype is among `dtypes` and its shape agrees with the letters met so far."""
-    return _checked(name, array_interface(name, array), dims, dtypes, sizes)
-
-
-def _output(
-    name: str, array: object, dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
-) -> Optional[int]:
-    """`_address` of an array that is written."""
     found = array_interface(name, array)
-    if found.read_only:
-        raise InvalidTensor(f"'{name}' is read-only.", hint="Pass an array that may be written.")
-    return _checked(name, found, dims, dtypes, sizes)
-
-
-def _checked(
-    name: str, found: ArrayInterface, dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
-) -> Optional[int]:
     check_dtype(name, found.dtype, dtypes)
     check_shape(name, found.shape, dims, sizes)
     _check_aligned(name, found.address, _ALIGNMENT)
+    if written and found.read_only:
+        raise InvalidTensor(f"'{name}' is read-only.", hint="Pass an array that may be written.")
     return found.address or None
 
 

@@ -11,7 +11,9 @@
 namespace edge4d {
 
 inline void check_cuda(cudaError_t error) {
-  if (error != cudaSuccess) throw Failure{EDGE4D_CUDA_ERROR, cudaGetErrorString(error)};
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would find this one's error
+  throw Failure{EDGE4D_CUDA_ERROR, cudaGetErrorString(error)};
 }
 
 inline void check_workspace(const char* name, const void* workspace, uint64_t bytes, uint64_t needed) {

@@ -387,6 +387,13 @@ def _copy(target: int, source: int, nbytes: int, kind: str, stream: object) -> N
 
 
 def _release(name: str, handle: int) -> None:
-    """Gives something back. Never raises: at the interpreter's end the driver may be gone already."""
+    """Gives something back. Never raises: at the interpreter's end the driver may be gone already.
+
+    Python may collect what nobody uses any more while this thread records a graph, which must not spoil that.
+    """
     with contextlib.suppress(Exception):
-        getattr(_runtime(), name)(handle)
+        runtime = _runtime()
+        relaxed = runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
+        _, mode = runtime.cudaThreadExchangeStreamCaptureMode(relaxed)
+        getattr(runtime, name)(handle)
+        runtime.cudaThreadExchangeStreamCaptureMode(mode)

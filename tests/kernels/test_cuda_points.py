@@ -7,6 +7,8 @@ The tests named sanitize are small and use plain memory of the exact sizes, for 
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from edge4d.kernels import cpu, reference
 from edge4d.kernels.reference import KnnInterpolation
-from edge4d.runtime.errors import InvalidRequest
+from edge4d.runtime.errors import CudaError, InvalidRequest
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("device")]
 
@@ -336,6 +338,24 @@ def test_samples_in_a_graph() -> None:
         work.poison()
         graph.launch()
         np.testing.assert_array_equal(work.result()[0], cpu.farthest_point_sample(points, count=100))
+
+
+def test_a_call_that_the_gpu_refuses_leaves_the_next_alone() -> None:
+    from edge4d.runtime.backends.cuda import DeviceArray, Graph
+
+    points = np.random.default_rng(0).random((100, 3), np.float32)
+    work, expected = fps_work(points, 10), cpu.farthest_point_sample(points, count=10)
+
+    def record() -> None:
+        with Graph(work.stream):
+            with contextlib.suppress(CudaError):
+                DeviceArray((10,))  # spoils the recording
+            work.launch()
+
+    with pytest.raises(CudaError, match="refused farthest_point_sample"):
+        record()
+    (samples,) = work.run()
+    np.testing.assert_array_equal(samples, expected)
 
 
 def test_calls_in_several_streams_do_not_lock_each_other_out() -> None:

@@ -12,7 +12,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from kernel_scenes import (
     HEIGHT,
@@ -274,7 +274,7 @@ def test_threads_do_not_change_a_bit() -> None:
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_order_of_gaussians_does_not_matter(draw, seed) -> None:
     scene = random_scene(seed, 200)
-    assert len(np.unique(scene["means"][..., 2])) == 200
+    assume(len(np.unique(scene["means"][..., 2])) == 200)
     order = np.random.default_rng(seed).permutation(200)
     scene["viewmats"][:] = np.eye(4)  # so that distinct means have distinct depths
     assert_same(draw(select(scene, order)), draw(scene))

@@ -342,6 +342,12 @@ def test_work_goes_into_streams_of_other_libraries(library) -> None:
     assert not array.to_numpy().any()
 
 
+def cupy_stream(cupy: Any, stream: Stream) -> Any:
+    """CuPy 14 takes our protocol; before there were numbers alone."""
+    take = getattr(cupy.cuda.Stream, "from_external", None)
+    return take(stream) if take else cupy.cuda.ExternalStream(stream.handle)
+
+
 @gpu
 @pytest.mark.parametrize("library", ["torch", "cupy"])
 def test_other_libraries_take_our_streams(library) -> None:
@@ -351,7 +357,7 @@ def test_other_libraries_take_our_streams(library) -> None:
         with module.cuda.stream(module.cuda.ExternalStream(stream.handle)):
             module.as_tensor(array, device="cuda").add_(1)
     else:
-        with module.cuda.ExternalStream(stream.handle):
+        with cupy_stream(module, stream):
             module.asarray(array)[:] += 1
     stream.synchronize()
     assert (array.to_numpy() == 1).all()
@@ -398,6 +404,18 @@ def test_allocating_cannot_be_recorded() -> None:
         _ = 1 // 0
     array = DeviceArray((10,))  # the stream and the thread are as before
     with Graph(stream) as graph:
+        array.fill_bytes(0, stream)
+    graph.launch()
+    stream.synchronize()
+    assert not array.to_numpy().any()
+
+
+@gpu
+def test_what_is_collected_while_a_graph_is_recorded_does_not_spoil_it() -> None:
+    stream, array = Stream(), DeviceArray.from_numpy(np.ones(10, np.float32))
+    unused: list[Any] = [DeviceArray((1000,)), pinned_array((1000,)), Stream(), Event()]
+    with Graph(stream) as graph:
+        unused.clear()
         array.fill_bytes(0, stream)
     graph.launch()
     stream.synchronize()
