@@ -54,7 +54,7 @@ struct __align__(16) Pair {
 };
 
 __device__ Pair load_pair(const Pair* from) {
-  const uint4 words = *reinterpret_cast<const uint4*>(from);
+  const uint4 words = __ldcs(reinterpret_cast<const uint4*>(from));  // once: others have more use of the cache
   return {uint64_t(words.y) << 32 | words.x, words.z, words.w};
 }
 
@@ -377,13 +377,15 @@ __device__ unsigned long long add_to_tally(Tally& tally, unsigned long long pair
   return places[threadIdx.x / 32];
 }
 
+// Blocks that project the same Gaussians for one camera after the other run side by side, and find them in the cache.
 template <class T>
 __global__ void __launch_bounds__(PROJECT_THREADS, 4)
     project(const edge4d_gaussian_rasterize call, const Buffers work, const Tiles tiles) {
   __shared__ View view;
   __shared__ uint32_t queues[PROJECT_THREADS / 32][PairFinder::QUEUE];
-  const int64_t image = blockIdx.y, batch = image / call.cameras;
-  const int i = int(blockIdx.x * PROJECT_THREADS + threadIdx.x);
+  const unsigned cameras = unsigned(call.cameras), block = blockIdx.x / cameras;
+  const int64_t batch = blockIdx.y, image = batch * cameras + blockIdx.x % cameras;
+  const int i = int(block * PROJECT_THREADS + threadIdx.x);
   const bool there = i < call.gaussians;
   const int64_t g = batch * call.gaussians + (there ? i : 0);
   const Stored<T> stored(call, g);  // arrives while the view is made
@@ -398,8 +400,9 @@ __global__ void __launch_bounds__(PROJECT_THREADS, 4)
     finite = stored.finite() && axes_from_quat(stored.quat, axes);
     if (finite) splat = splat_of(call, view, stored, axes);
     const int64_t at = image * call.gaussians + i;
-    store_splat(work.splats, size_t(at), splat);
-    if (call.sh_degree >= 0 && splat.headroom() >= 0)
+    const bool seen = splat.headroom() >= 0;
+    if (seen) store_splat(work.splats, size_t(at), splat);
+    if (seen && call.sh_degree >= 0)
       work.colors[at] = color_from_sh(static_cast<const T*>(call.colors) + g * 3 * call.coefficients,
                                       stored.mean[0] - view.centre[0], stored.mean[1] - view.centre[1],
                                       stored.mean[2] - view.centre[2], call.sh_degree);
@@ -409,7 +412,7 @@ __global__ void __launch_bounds__(PROJECT_THREADS, 4)
   const unsigned long long begin =
       add_to_tally(work.tallies[image], pairs.count(), splat.headroom() >= 0, !finite);
   Pair* const found = work.found + image * call.max_pairs;
-  const uint32_t first = blockIdx.x * PROJECT_THREADS + threadIdx.x / 32 * 32;
+  const uint32_t first = block * PROJECT_THREADS + threadIdx.x / 32 * 32;
   pairs.write(begin, work.counts + image * tiles.count() * SPREAD,
               [&](bool there, unsigned long long at, int lane, uint32_t tile, uint32_t rank) {
                 const float depth = __shfl_sync(~0u, splat.depth, lane);
@@ -685,53 +688,70 @@ __device__ float exp2_fast(float x) {
   return result;
 }
 
-constexpr int BATCH = 128;      // splats that a tile looks at together
-constexpr int NOTHING = BATCH;  // one more, which nobody sees
-constexpr int STEP = 4;         // splats whose alphas are computed side by side, before they are blended one by one
+constexpr int BLEND_THREADS = 128;
+constexpr int STEP = 4;  // splats whose alphas are computed side by side, before they are blended
 
 // A splat as a tile sees it. Stores of 48 bytes each lie in different banks.
 struct __align__(16) Record {
   float4 u;  // along_x, along_y, shift_u, steep_y
-  float4 v;  // shift_v, log_opacity, the first two channels
-  float2 w;  // the third channel, depth
+  float4 v;  // shift_v, log_opacity, the first two words of its colour
+  float2 w;  // the third word, depth
 };
 
-// Which splats of a batch each warp sees: places of their records, in bytes.
-template <int WARPS>
+// The splats that a tile looks at together, one for each thread of a block, and which of them each warp sees: places of
+// their records, in bytes.
 struct Batch {
-  Record records[BATCH + 1];
-  alignas(16) uint32_t seen[WARPS][BATCH + STEP];
+  static constexpr int NOTHING = BLEND_THREADS, MOST_STEPS = 2;  // NOTHING: one more, which nobody sees
+  Record records[BLEND_THREADS + 1];
+  alignas(16) uint32_t seen[BLEND_THREADS / 32][BLEND_THREADS + MOST_STEPS * STEP];
 
   __device__ const Record& at(uint32_t place) const {
     return *reinterpret_cast<const Record*>(reinterpret_cast<const char*>(records) + place);
   }
 };
 
-template <int CHANNELS>
-__device__ Record record_of(const Quadric& q, float log_opacity, float depth, const float (&color)[CHANNELS]) {
-  const float second = CHANNELS > 1 ? color[CHANNELS / 2] : 0, third = CHANNELS > 2 ? color[CHANNELS - 1] : 0;
-  return {{q.along_x, q.along_y, q.shift_u, q.steep_y}, {q.shift_v, log_opacity, color[0], second}, {third, depth}};
-}
+// A splat as a thread sees it: at its pixels, which lie side by side.
+template <int PIXELS>
+struct Seen {
+  float log_alphas[PIXELS], words[3], depth;
+};
 
-// Pixels side by side of one thread: what they have gathered.
-template <int CHANNELS, bool DEPTH, int PIXELS>
-struct Gathered {
-  float color[PIXELS][CHANNELS], depth[PIXELS];
+// What a thread has gathered at its pixels.
+template <int CHANNELS_, bool DEPTH, int PIXELS_>
+struct Exact {
+  static constexpr int CHANNELS = CHANNELS_, PIXELS = PIXELS_, STEPS = 1;
+  float colors[PIXELS][CHANNELS], depths[PIXELS];
   float left[PIXELS];           // transmittance of what was blended
   float transmittance[PIXELS];  // of all splats so far; at TRANSMITTANCE_MIN or below it, the pixel is done
 
+  __device__ static void pack(const float (&color)[CHANNELS], float (&words)[3]) {
+    for (int c = 0; c < CHANNELS; ++c) words[c] = color[c];
+  }
+
+  __device__ static float log_opacity(const Splat& splat, float) { return splat.log_opacity; }
+
+  __device__ void start(int p, bool there) {
+    left[p] = 1;
+    transmittance[p] = there ? 1 : 0;
+  }
+
   // Each condition becomes a predicate, and the rest one instruction a line. A weight of 0 in place of the conditions,
   // or a flag for pixels that are done, takes more.
-  __device__ void add(int p, float log_alpha, float alpha, float z, const float (&rgb)[CHANNELS]) {
-    const bool unseen = log_alpha < -LOG2_255;
-    const float weight = transmittance[p] * alpha;
-    transmittance[p] = unseen ? transmittance[p] : transmittance[p] - weight;
-    if (!(unseen | (transmittance[p] <= TRANSMITTANCE_MIN))) {
-      for (int c = 0; c < CHANNELS; ++c) color[p][c] = fmaf(weight, rgb[c], color[p][c]);
-      if (DEPTH) depth[p] = fmaf(weight, z, depth[p]);
-      left[p] = transmittance[p];
+  __device__ void add(const Seen<PIXELS>& splat, float alpha_max) {
+#pragma unroll
+    for (int p = 0; p < PIXELS; ++p) {
+      const bool unseen = splat.log_alphas[p] < -LOG2_255;
+      const float weight = transmittance[p] * fminf(exp2_fast(splat.log_alphas[p]), alpha_max);
+      transmittance[p] = unseen ? transmittance[p] : transmittance[p] - weight;
+      if (!(unseen | (transmittance[p] <= TRANSMITTANCE_MIN))) {
+        for (int c = 0; c < CHANNELS; ++c) colors[p][c] = fmaf(weight, splat.words[c], colors[p][c]);
+        if (DEPTH) depths[p] = fmaf(weight, splat.depth, depths[p]);
+        left[p] = transmittance[p];
+      }
     }
   }
+
+  __device__ void settle() {}
 
   __device__ bool done() const {
     bool all = true;
@@ -740,38 +760,101 @@ struct Gathered {
   }
 };
 
-// Blends STEP splats, whose places in the batch are `which`.
-template <int CHANNELS, int WARPS, bool DEPTH, int PIXELS>
-__device__ void blend_step(const Batch<WARPS>& batch, const uint32_t (&which)[STEP], float x, float y, float alpha_max,
-                           Gathered<CHANNELS, DEPTH, PIXELS>& gathered) {
-  float log_alphas[STEP][PIXELS], depths[STEP], colors[STEP][CHANNELS];
+// The same for two pixels at once, where float16 is enough: STEPS are blended in it, and settled in float32. What they
+// cover is added up from 0, where float16 is finest; in their transmittance faint splats would be lost.
+template <bool DEPTH>
+struct Fast {
+  static constexpr int CHANNELS = 3, PIXELS = 2, STEPS = 2;
+  float colors[2][CHANNELS], depths[2];
+  float left[2];  // transmittance
+  __half2 covered, sums[CHANNELS];
+  float deep[2];
+
+  __device__ static float pack(float low, float high) {
+    constexpr float LARGEST = 65504;  // of float16
+    const __half2 both = __floats2half2_rn(fminf(fmaxf(low, -LARGEST), LARGEST), fminf(fmaxf(high, -LARGEST), LARGEST));
+    return reinterpret_cast<const float&>(both);
+  }
+
+  __device__ static void pack(const float (&color)[CHANNELS], float (&words)[3]) {
+    words[0] = pack(color[0], color[1]);
+    words[1] = pack(color[2], color[2]);
+  }
+
+  // Opacities are limited instead of alphas.
+  __device__ static float log_opacity(const Splat& splat, float alpha_max) {
+    return fminf(splat.log_opacity, log2f(alpha_max));
+  }
+
+  __device__ void start(int p, bool there) { left[p] = there ? 1 : 0; }
+
+  __device__ void add(const Seen<2>& splat, float) {
+    const __half2 alpha = __floats2half2_rn(exp2_fast(splat.log_alphas[0]), exp2_fast(splat.log_alphas[1]));
+    const __half2 seen = __hmul2(alpha, __hge2(alpha, __float2half2_rn(1.f / 255)));  // times 1 or 0
+    const __half2 weight = __hfma2(__hneg2(covered), seen, seen);
+    covered = __hadd2(covered, weight);
+    const __half2 first = reinterpret_cast<const __half2&>(splat.words[0]);
+    const __half2 last = reinterpret_cast<const __half2&>(splat.words[1]);
+    const __half2 color[3] = {__low2half2(first), __high2half2(first), last};
+    for (int c = 0; c < CHANNELS; ++c) sums[c] = __hfma2(weight, color[c], sums[c]);
+    if (!DEPTH) return;
+    deep[0] = fmaf(__low2float(weight), splat.depth, deep[0]);
+    deep[1] = fmaf(__high2float(weight), splat.depth, deep[1]);
+  }
+
+  __device__ void settle() {
+    for (int c = 0; c < CHANNELS; ++c) {
+      colors[0][c] = fmaf(left[0], __low2float(sums[c]), colors[0][c]);
+      colors[1][c] = fmaf(left[1], __high2float(sums[c]), colors[1][c]);
+      sums[c] = {};
+    }
+    for (int p = 0; DEPTH && p < 2; ++p) {
+      depths[p] = fmaf(left[p], deep[p], depths[p]);
+      deep[p] = 0;
+    }
+    left[0] = fmaf(-left[0], __low2float(covered), left[0]);
+    left[1] = fmaf(-left[1], __high2float(covered), left[1]);
+    covered = {};
+  }
+
+  __device__ bool done() const { return fmaxf(left[0], left[1]) <= TRANSMITTANCE_MIN; }
+};
+
+template <class Gathered>
+__device__ Record record_of(const Quadric& q, const Splat& splat, const float (&color)[Gathered::CHANNELS],
+                            float alpha_max) {
+  float words[3] = {};
+  Gathered::pack(color, words);
+  return {{q.along_x, q.along_y, q.shift_u, q.steep_y},
+          {q.shift_v, Gathered::log_opacity(splat, alpha_max), words[0], words[1]},
+          {words[2], splat.depth}};
+}
+
+// Blends STEP splats, whose places in the batch are `which`, at the pixels from (x, y) on.
+template <class Gathered>
+__device__ void blend_step(const Batch& batch, const uint32_t (&which)[STEP], float x, float y, float alpha_max,
+                           Gathered& gathered) {
+  Seen<Gathered::PIXELS> splats[STEP];
 #pragma unroll
   for (int k = 0; k < STEP; ++k) {
     const Record& record = batch.at(which[k]);
     const float4 u_part = record.u, v_part = record.v;
-    const float2 w_part = record.w;
-    const float channels[3] = {v_part.z, v_part.w, w_part.x};
-    for (int c = 0; c < CHANNELS; ++c) colors[k][c] = channels[c];
-    depths[k] = w_part.y;
     const float v = fmaf(u_part.w, y, v_part.x), peak = fmaf(-v, v, v_part.y);
     float u = fmaf(u_part.x, x, fmaf(u_part.y, y, u_part.z));
+    splats[k] = {{}, {v_part.z, v_part.w, record.w.x}, record.w.y};
 #pragma unroll
-    for (int p = 0; p < PIXELS; ++p, u += u_part.x) log_alphas[k][p] = fmaf(-u, u, peak);
+    for (int p = 0; p < Gathered::PIXELS; ++p, u += u_part.x) splats[k].log_alphas[p] = fmaf(-u, u, peak);
   }
 #pragma unroll
-  for (int k = 0; k < STEP; ++k)
-#pragma unroll
-    for (int p = 0; p < PIXELS; ++p)
-      gathered.add(p, log_alphas[k][p], fminf(exp2_fast(log_alphas[k][p]), alpha_max), depths[k], colors[k]);
+  for (const Seen<Gathered::PIXELS>& splat : splats) gathered.add(splat, alpha_max);
 }
 
-// Lists for this warp the splats of the batch that meet its box, in order; rounds up to whole steps with NOTHING.
-template <int WARPS>
-__device__ int list_seen(Batch<WARPS>& batch, int count, int warp, float2 middle, float2 half) {
+// Lists for this warp the splats of the batch that meet its box, in order; rounds up to whole `steps` with NOTHING.
+__device__ int list_seen(Batch& batch, int count, int warp, float2 middle, float2 half, int steps) {
   const int lane = int(threadIdx.x) % 32;
   int listed = 0;
 #pragma unroll
-  for (int group = 0; group < BATCH; group += 32) {
+  for (int group = 0; group < BLEND_THREADS; group += 32) {
     const int j = group + lane;
     const float4 u = batch.records[j].u, v = batch.records[j].v;
     const bool seen = j < count && meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
@@ -779,7 +862,7 @@ __device__ int list_seen(Batch<WARPS>& batch, int count, int warp, float2 middle
     if (seen) batch.seen[warp][listed + __popc(all & ((1u << lane) - 1))] = uint32_t(j * sizeof(Record));
     listed += __popc(all);
   }
-  if (lane < STEP - 1) batch.seen[warp][listed + lane] = NOTHING * sizeof(Record);
+  if (lane < steps * STEP - 1) batch.seen[warp][listed + lane] = batch.NOTHING * sizeof(Record);
   __syncwarp();
   return listed;
 }
@@ -811,60 +894,63 @@ __device__ void write_pixel(const edge4d_gaussian_rasterize& call, int64_t at, i
     put(call.image, at * call.channels + first + c, fmaf(left, call.background[first + c], color[c]), call.out_dtype);
 }
 
-// A block is a tile; a warp draws 8 x 4 PIXELS of it, each thread PIXELS side by side.
-template <int CHANNELS, bool DEPTH, int PIXELS>
-__global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
+// A block draws 8 PIXELS rows of a tile, a warp 8 x 4 PIXELS of its pixels, a thread PIXELS side by side.
+template <class Gathered>
+__global__ void __launch_bounds__(BLEND_THREADS)
     blend(const edge4d_gaussian_rasterize call, const Buffers work, const Tiles tiles, const int first_channel) {
-  constexpr int THREADS = TILE * TILE / PIXELS, WIDTH = 8, HEIGHT = 4 * PIXELS;
-  static_assert(THREADS >= BATCH, "each splat of a batch has a thread that loads it");
-  __shared__ Batch<THREADS / 32> batch;
+  constexpr int PIXELS = Gathered::PIXELS, CHANNELS = Gathered::CHANNELS, ROWS = 8 * PIXELS, PARTS = TILE / ROWS;
+  constexpr int WIDTH = 8, HEIGHT = 4 * PIXELS;
+  __shared__ Batch batch;
   const int64_t image = blockIdx.y;
-  const int tile = int(work.order[image * tiles.count() + blockIdx.x]);
+  const int tile = int(work.order[image * tiles.count() + blockIdx.x / PARTS]);
   const uint32_t begin = work.tile_begin[image * (tiles.count() + 1) + tile];
   const uint32_t end = work.tile_begin[image * (tiles.count() + 1) + tile + 1];
   const int column = tile % tiles.columns * TILE, row = tile / tiles.columns * TILE;
 
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int left = warp % 2 * WIDTH, top = warp / 2 * HEIGHT;
+  const int left = warp % 2 * WIDTH, top = int(blockIdx.x % PARTS) * ROWS + warp / 2 * HEIGHT;
   const int x = left + lane % (WIDTH / PIXELS) * PIXELS, y = top + lane / (WIDTH / PIXELS);
   const float2 half = {0.5f * (WIDTH - 1), 0.5f * (HEIGHT - 1)}, middle = {left + half.x, top + half.y};
 
-  Gathered<CHANNELS, DEPTH, PIXELS> gathered = {};
-  for (int p = 0; p < PIXELS; ++p) {
-    gathered.left[p] = 1;
-    gathered.transmittance[p] = column + x + p < call.width && row + y < call.height ? 1 : 0;
-  }
+  Gathered gathered = {};
+  for (int p = 0; p < PIXELS; ++p) gathered.start(p, column + x + p < call.width && row + y < call.height);
 
   const uint64_t* const pairs = work.pairs + image * call.max_pairs;
   const Splat* const splats = work.splats + image * call.gaussians;
-  const auto index_at = [&](uint32_t at) { return threadIdx.x < BATCH && at < end ? uint32_t(pairs[at]) : 0; };
+  const auto index_at = [&](uint32_t at) { return at < end ? uint32_t(pairs[at]) : 0; };
   uint32_t next = index_at(begin + threadIdx.x);
   Splat splat;
   float color[CHANNELS];
   const auto fetch = [&](uint32_t at) {  // and the number of the splat to be fetched next, or that would wait for it
-    if (threadIdx.x >= BATCH || at >= end) return;
+    if (at >= end) return;
     splat = load_splat(splats, next);
     read_color(call, work, blockIdx.y, next, first_channel, color);
-    next = index_at(at + BATCH);
+    next = index_at(at + BLEND_THREADS);
   };
 
   // Places of a batch that is not full are read, not used.
-  for (int j = int(threadIdx.x); j <= NOTHING; j += THREADS) batch.records[j] = {{}, {0, -1e30f, 0, 0}, {}};
+  for (int j = int(threadIdx.x); j <= batch.NOTHING; j += BLEND_THREADS)
+    batch.records[j] = {{}, {0, -1e30f, 0, 0}, {}};
   bool warp_done = __all_sync(~0u, gathered.done());
   fetch(begin + threadIdx.x);
-  for (uint32_t base = begin; base < end; base += BATCH) {
+  for (uint32_t base = begin; base < end; base += BLEND_THREADS) {
     if (__syncthreads_and(warp_done)) break;  // also: the batch before has been read by all
-    if (threadIdx.x < BATCH && base + threadIdx.x < end) {
+    if (base + threadIdx.x < end) {
       const Quadric q = quadric_about(splat, float(column) + 0.5f, float(row) + 0.5f);
-      batch.records[threadIdx.x] = record_of(q, splat.log_opacity, splat.depth, color);
+      batch.records[threadIdx.x] = record_of<Gathered>(q, splat, color, call.alpha_max);
     }
     __syncthreads();
-    fetch(base + BATCH + threadIdx.x);  // arrives while this batch is blended
+    fetch(base + BLEND_THREADS + threadIdx.x);  // arrives while this batch is blended
     if (warp_done) continue;
-    const int listed = list_seen(batch, int(min(end - base, uint32_t(BATCH))), warp, middle, half);
-    for (int k = 0; k < listed; k += STEP) {
-      const uint4 found = *reinterpret_cast<const uint4*>(&batch.seen[warp][k]);
-      blend_step(batch, {found.x, found.y, found.z, found.w}, float(x), float(y), call.alpha_max, gathered);
+    const int count = int(min(end - base, uint32_t(BLEND_THREADS)));
+    const int listed = list_seen(batch, count, warp, middle, half, Gathered::STEPS);
+    for (int k = 0; k < listed; k += Gathered::STEPS * STEP) {
+#pragma unroll
+      for (int step = 0; step < Gathered::STEPS; ++step) {
+        const uint4 found = *reinterpret_cast<const uint4*>(&batch.seen[warp][k + step * STEP]);
+        blend_step(batch, {found.x, found.y, found.z, found.w}, float(x), float(y), call.alpha_max, gathered);
+      }
+      gathered.settle();
       if (__all_sync(~0u, gathered.done())) break;
     }
     warp_done = __all_sync(~0u, gathered.done());
@@ -873,7 +959,7 @@ __global__ void __launch_bounds__(TILE* TILE / PIXELS, 4 * PIXELS)
   for (int p = 0; p < PIXELS; ++p) {
     if (column + x + p >= call.width || row + y >= call.height) continue;
     const int64_t at = (image * call.height + row + y) * call.width + column + x + p;
-    write_pixel(call, at, first_channel, gathered.left[p], gathered.depth[p], gathered.color[p]);
+    write_pixel(call, at, first_channel, gathered.left[p], gathered.depths[p], gathered.colors[p]);
   }
 }
 
@@ -890,21 +976,38 @@ void check(const edge4d_gaussian_rasterize& call) {
 // Where tiles are few, more warps keep more of the GPU busy; where they are many, what a thread's pixels share counts.
 constexpr int64_t FEW_TILES = 1500;
 
+template <class Gathered>
+void launch_blend(const edge4d_gaussian_rasterize& call, const Buffers& work, int first, cudaStream_t stream) {
+  const Tiles tiles(call.width, call.height);
+  const unsigned parts = TILE / (8 * Gathered::PIXELS);
+  const dim3 grid(unsigned(tiles.count()) * parts, unsigned(call.batch * call.cameras));
+  blend<Gathered><<<grid, BLEND_THREADS, 0, stream>>>(call, work, tiles, first);
+}
+
+template <int CHANNELS, bool DEPTH>
+void blend_channels(const edge4d_gaussian_rasterize& call, const Buffers& work, int first, cudaStream_t stream) {
+  const int64_t images = int64_t(call.batch) * call.cameras;
+  if (images * Tiles(call.width, call.height).count() <= FEW_TILES) {
+    launch_blend<Exact<CHANNELS, DEPTH, 1>>(call, work, first, stream);
+  } else if (CHANNELS == 3 && call.fast) {
+    launch_blend<Fast<DEPTH>>(call, work, first, stream);
+  } else {
+    launch_blend<Exact<CHANNELS, DEPTH, 2>>(call, work, first, stream);
+  }
+}
+
 template <int CHANNELS>
 void blend_all(const edge4d_gaussian_rasterize& call, const Buffers& work, int first, cudaStream_t stream) {
-  const Tiles tiles(call.width, call.height);
-  const dim3 grid(unsigned(tiles.count()), unsigned(call.batch * call.cameras));
-  const bool few = int64_t(grid.x) * grid.y <= FEW_TILES, depth = first == 0 && call.outputs & EDGE4D_DEPTH;
-  const auto kernel = few ? depth ? blend<CHANNELS, true, 1> : blend<CHANNELS, false, 1>
-                          : depth ? blend<CHANNELS, true, 2> : blend<CHANNELS, false, 2>;
-  kernel<<<grid, few ? TILE * TILE : TILE * TILE / 2, 0, stream>>>(call, work, tiles, first);
+  const bool depth = first == 0 && call.outputs & EDGE4D_DEPTH;
+  (depth ? blend_channels<CHANNELS, true> : blend_channels<CHANNELS, false>)(call, work, first, stream);
 }
 
 template <class T>
 void launch(const edge4d_gaussian_rasterize& call, const Buffers& work, cudaStream_t stream) {
   const Tiles tiles(call.width, call.height);
   const unsigned images = unsigned(call.batch * call.cameras);
-  const dim3 gaussians(unsigned((int64_t(call.gaussians) + PROJECT_THREADS - 1) / PROJECT_THREADS), images);
+  const int64_t blocks = (int64_t(call.gaussians) + PROJECT_THREADS - 1) / PROJECT_THREADS;
+  const dim3 gaussians(unsigned(blocks * call.cameras), unsigned(call.batch));
   const dim3 all_tiles(unsigned(tiles.count()), images);
   check_cuda(cudaMemsetAsync(work.tallies, 0, work.cleared_bytes, stream));
   if (call.gaussians) project<T><<<gaussians, PROJECT_THREADS, 0, stream>>>(call, work, tiles);

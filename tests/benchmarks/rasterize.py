@@ -47,7 +47,8 @@ NOTES = {
     "higs_ms": "published for HiGS of gsplat 1.6.0 on another GPU of this kind (static scene, packed beforehand, "
     "float16 but for the means, float16 image); it took no part in this run",
     "fast_moving_graph_ms": "the scene's motion evaluated and drawn in one graph; the peers draw what stands still",
-    "views8_over_single": f"one call for {VIEWS} cameras, in calls for one camera",
+    "views8_over_single": f"one call for {VIEWS} cameras, in calls for one camera; `views8_graph_over_single`: the same "
+    "work as graphs, which cost the host nothing",
     "bound_ms": "every attribute read once, 8 bytes per pair written and read once, image and alpha written once, at "
     "the data sheet's bandwidth; `bound_share`: of `graph_ms`",
     "fast16_psnr_db": "against our float32 picture of the Gaussians before they were rounded to float16; "
@@ -304,7 +305,8 @@ def timed(
         calls[f"{prefix}graph"] = captured(drawings[name])
         calls[f"{prefix}moving_graph"] = captured(Moving(scene, **settings))
     shifts = np.linspace(-0.2, 0.2, VIEWS)
-    calls["views8_graph"] = captured(Drawing(scene, shifts=shifts))
+    calls["views8"] = Drawing(scene, shifts=shifts)
+    calls["views8_graph"] = captured(calls["views8"])
     calls["views8_single_graph"] = captured(*(Drawing(scene, shifts=[shift]) for shift in shifts))
 
     samples = alternating(calls, repeats)
@@ -353,7 +355,8 @@ def queued(call: Callable[[], Any], repeats: int) -> float:
 
 def comparisons(row: dict[str, Any], workload: Workload, least_bytes: int) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    found["views8_over_single"] = round(VIEWS * row["views8_graph_ms"] / row["views8_single_graph_ms"], 2)
+    found["views8_over_single"] = round(row["views8_ms"] / row["ours_ms"], 2)
+    found["views8_graph_over_single"] = round(VIEWS * row["views8_graph_ms"] / row["views8_single_graph_ms"], 2)
     if "peer_ms" in row:
         found["peer"] = PEER
         found["speedup"] = round(row["peer_ms"] / row["ours_ms"], 2)
@@ -377,7 +380,8 @@ def line(row: dict[str, Any]) -> str:
         f"fast {row['fast_ms']} graph {row['fast_graph_ms']} queued {row['fast_graph_queued_ms']} f16 "
         f"{row['fast16_graph_ms']} HiGS {get('higs_ms', '-')}",
         f"moving {row['moving_graph_ms']} fast {row['fast_moving_graph_ms']} f16 {row['fast16_moving_graph_ms']}",
-        f"{VIEWS} views {row['views8_graph_ms']} = {row['views8_over_single']} singles",
+        f"{VIEWS} views {row['views8_ms']} = {row['views8_over_single']} singles, graph {row['views8_graph_ms']} = "
+        f"{row['views8_graph_over_single']}",
         f"dB {get('psnr_db', '-')} cpu {row['cpu_psnr_db']} fast {row['fast_psnr_db']} f16 {row['fast16_psnr_db']}/"
         f"{row['fast16_parity_db']}",
         f"bound {get('bound_share', '-')}",
