@@ -47,8 +47,8 @@ NOTES = {
     "higs_ms": "published for HiGS of gsplat 1.6.0 on another GPU of this kind (static scene, packed beforehand, "
     "float16 but for the means, float16 image); it took no part in this run",
     "fast_moving_graph_ms": "the scene's motion evaluated and drawn in one graph; the peers draw what stands still",
-    "views8_over_single": f"one call for {VIEWS} cameras, in calls for one camera; `views8_graph_over_single`: the same "
-    "work as graphs, which cost the host nothing",
+    "views8_over_single": f"one call for {VIEWS} cameras, in calls for one camera; `views8_graph_over_single`: as CUDA "
+    "graphs, which cost the host nothing",
     "bound_ms": "every attribute read once, 8 bytes per pair written and read once, image and alpha written once, at "
     "the data sheet's bandwidth; `bound_share`: of `graph_ms`",
     "fast16_psnr_db": "against our float32 picture of the Gaussians before they were rounded to float16; "
