@@ -1,14 +1,14 @@
 // GaussianRasterize on the GPU: project → scan → fill → sort → blend, the same kernels for every scene, all images of a
 // call at once. Sizes are known beforehand and nothing is read back, so the chain can be captured into a CUDA graph.
 //
-// Project: every Gaussian becomes a Splat for each camera. Each pair of a splat and a tile that it meets is counted in the
-//   tile, and listed with the rank that this gave it.
+// Project: every Gaussian becomes a Splat for each camera. Each pair of a splat and a tile that it meets is counted in
+//   the tile, and listed with the rank that this gave it.
 // Scan: each image's counts become places, one block per image. It also lists the tiles, longest lists first: work that
 //   takes long begins early.
 // Fill: pairs become depth << 32 | index in their tiles' lists, in the order of their ranks, which is any.
 // Sort: one block per tile; as numbers the entries have one order, so the result does not depend on how they came.
-// Blend: one block per tile, front to back. Each warp skips splats that its own part of the tile, 8 x 8 pixels or 8 x 4
-//   where tiles are few, cannot see.
+// Blend: one block per tile, or half a tile where tiles are few, front to back. Splats are listed anew for each box of
+//   8 x 4 pixels that sees them.
 //
 // Measured on an NVIDIA H200, microseconds before and after for the first two scenes and the last one of
 // tests/benchmarks/rasterize.py's four made-up ones (573,440 Gaussians on 448x256; 1,638,400 on 1024x320; 1,000,000 on
@@ -17,6 +17,14 @@
 //   won   32 bytes for each tile's counter, not 4                       project and fill
 //                                                                                279 -> 108   474 -> 235   175 -> 136
 //   won   the alphas of four splats before any of them is blended       blend    353 -> 164   439 -> 359   343 -> 310
+//   won   pairs listed once with their ranks, no atomics in fill        project and fill
+//                                                                                108 -> 42    235 -> 115   136 -> 147
+//   won   fewer instructions, one pixel per thread where tiles are few  blend    164 -> 107   359 -> 253   310 -> 246
+//   won   lists for boxes of 8 x 4 pixels where a thread draws two      blend                              245 -> 229
+//   won   float16 in `fast` where tiles are many                        blend                              229 -> 198
+//   lost  float16 in `fast` where tiles are few (or 75 -> 98 on 512x512)  blend  107 -> 118   264 -> 249
+//   lost  boxes of 4 x 4 pixels where tiles are few                     blend    108 -> 111   270 -> 276
+//   lost  four pairs of a thread on their way together                  fill     8.5 -> 9.3    28 ->  29    60 ->  59
 #include <cuda_runtime.h>
 
 #include <algorithm>
@@ -689,6 +697,7 @@ __device__ float exp2_fast(float x) {
 }
 
 constexpr int BLEND_THREADS = 128;
+constexpr int BOX_WIDTH = 8, BOX_HEIGHT = 4;  // pixels that share a list of splats
 constexpr int STEP = 4;  // splats whose alphas are computed side by side, before they are blended
 
 // A splat as a tile sees it. Stores of 48 bytes each lie in different banks.
@@ -698,12 +707,12 @@ struct __align__(16) Record {
   float2 w;  // the third word, depth
 };
 
-// The splats that a tile looks at together, one for each thread of a block, and which of them each warp sees: places of
+// The splats that a tile looks at together, one for each thread of a block, and which of them each box sees: places of
 // their records, in bytes.
 struct Batch {
-  static constexpr int NOTHING = BLEND_THREADS, MOST_STEPS = 2;  // NOTHING: one more, which nobody sees
+  static constexpr int NOTHING = BLEND_THREADS;  // one more, which nobody sees
   Record records[BLEND_THREADS + 1];
-  alignas(16) uint32_t seen[BLEND_THREADS / 32][BLEND_THREADS + MOST_STEPS * STEP];
+  alignas(16) uint32_t seen[TILE / BOX_WIDTH * (TILE / BOX_HEIGHT)][BLEND_THREADS];
 
   __device__ const Record& at(uint32_t place) const {
     return *reinterpret_cast<const Record*>(reinterpret_cast<const char*>(records) + place);
@@ -849,22 +858,34 @@ __device__ void blend_step(const Batch& batch, const uint32_t (&which)[STEP], fl
   for (const Seen<Gathered::PIXELS>& splat : splats) gathered.add(splat, alpha_max);
 }
 
-// Lists for this warp the splats of the batch that meet its box, in order; rounds up to whole `steps` with NOTHING.
-__device__ int list_seen(Batch& batch, int count, int warp, float2 middle, float2 half, int steps) {
-  const int lane = int(threadIdx.x) % 32;
-  int listed = 0;
+// Lists for each of this warp's BOXES the splats of the batch that meet it, in order, and fills up the shorter lists,
+// and all to whole `steps`, with NOTHING: this many there are then in each. The boxes lie side by side from (left, top).
+template <int BOXES>
+__device__ int list_seen(Batch& batch, int count, int left, int top, int steps) {
+  const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * BOXES;
+  const float2 half = {0.5f * (BOX_WIDTH - 1), 0.5f * (BOX_HEIGHT - 1)};
+  int listed[BOXES] = {}, most = 0;
 #pragma unroll
   for (int group = 0; group < BLEND_THREADS; group += 32) {
     const int j = group + lane;
     const float4 u = batch.records[j].u, v = batch.records[j].v;
-    const bool seen = j < count && meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
-    const uint32_t all = __ballot_sync(~0u, seen);
-    if (seen) batch.seen[warp][listed + __popc(all & ((1u << lane) - 1))] = uint32_t(j * sizeof(Record));
-    listed += __popc(all);
+#pragma unroll
+    for (int box = 0; box < BOXES; ++box) {
+      const float2 middle = {float(left + box * BOX_WIDTH) + half.x, float(top) + half.y};
+      const bool seen = j < count && meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
+      const uint32_t all = __ballot_sync(~0u, seen);
+      const int place = listed[box] + __popc(all & ((1u << lane) - 1));
+      if (seen) batch.seen[first + box][place] = uint32_t(j * sizeof(Record));
+      listed[box] += __popc(all);
+    }
   }
-  if (lane < steps * STEP - 1) batch.seen[warp][listed + lane] = batch.NOTHING * sizeof(Record);
+  for (int count : listed) most = max(most, count);
+  const int whole = steps * STEP, rounded = (most + whole - 1) / whole * whole;
+  for (int box = 0; box < BOXES; ++box)
+    for (int k = listed[box] + lane; k < rounded; k += 32)
+      batch.seen[first + box][k] = batch.NOTHING * sizeof(Record);
   __syncwarp();
-  return listed;
+  return rounded;
 }
 
 // Channels [first, first + CHANNELS) of a Gaussian in an image.
@@ -894,12 +915,14 @@ __device__ void write_pixel(const edge4d_gaussian_rasterize& call, int64_t at, i
     put(call.image, at * call.channels + first + c, fmaf(left, call.background[first + c], color[c]), call.out_dtype);
 }
 
-// A block draws 8 PIXELS rows of a tile, a warp 8 x 4 PIXELS of its pixels, a thread PIXELS side by side.
+// A block draws ROWS rows of a tile, a warp PIXELS boxes side by side, a thread PIXELS pixels of a box.
 template <class Gathered>
 __global__ void __launch_bounds__(BLEND_THREADS)
     blend(const edge4d_gaussian_rasterize call, const Buffers work, const Tiles tiles, const int first_channel) {
-  constexpr int PIXELS = Gathered::PIXELS, CHANNELS = Gathered::CHANNELS, ROWS = 8 * PIXELS, PARTS = TILE / ROWS;
-  constexpr int WIDTH = 8, HEIGHT = 4 * PIXELS;
+  constexpr int PIXELS = Gathered::PIXELS, CHANNELS = Gathered::CHANNELS;
+  constexpr int ROWS = BLEND_THREADS * PIXELS / TILE, PARTS = TILE / ROWS;
+  constexpr int BOX_LANES = 32 / PIXELS, ROW_LANES = BOX_WIDTH / PIXELS;
+  constexpr int WARP_WIDTH = PIXELS * BOX_WIDTH, WARPS_ACROSS = TILE / WARP_WIDTH;
   __shared__ Batch batch;
   const int64_t image = blockIdx.y;
   const int tile = int(work.order[image * tiles.count() + blockIdx.x / PARTS]);
@@ -908,9 +931,10 @@ __global__ void __launch_bounds__(BLEND_THREADS)
   const int column = tile % tiles.columns * TILE, row = tile / tiles.columns * TILE;
 
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int left = warp % 2 * WIDTH, top = int(blockIdx.x % PARTS) * ROWS + warp / 2 * HEIGHT;
-  const int x = left + lane % (WIDTH / PIXELS) * PIXELS, y = top + lane / (WIDTH / PIXELS);
-  const float2 half = {0.5f * (WIDTH - 1), 0.5f * (HEIGHT - 1)}, middle = {left + half.x, top + half.y};
+  const int left = warp % WARPS_ACROSS * WARP_WIDTH;
+  const int top = int(blockIdx.x % PARTS) * ROWS + warp / WARPS_ACROSS * BOX_HEIGHT;
+  const int x = left + lane / BOX_LANES * BOX_WIDTH + lane % ROW_LANES * PIXELS, y = top + lane % BOX_LANES / ROW_LANES;
+  const uint32_t* const seen = batch.seen[threadIdx.x / BOX_LANES];
 
   Gathered gathered = {};
   for (int p = 0; p < PIXELS; ++p) gathered.start(p, column + x + p < call.width && row + y < call.height);
@@ -943,11 +967,11 @@ __global__ void __launch_bounds__(BLEND_THREADS)
     fetch(base + BLEND_THREADS + threadIdx.x);  // arrives while this batch is blended
     if (warp_done) continue;
     const int count = int(min(end - base, uint32_t(BLEND_THREADS)));
-    const int listed = list_seen(batch, count, warp, middle, half, Gathered::STEPS);
+    const int listed = list_seen<PIXELS>(batch, count, left, top, Gathered::STEPS);
     for (int k = 0; k < listed; k += Gathered::STEPS * STEP) {
 #pragma unroll
       for (int step = 0; step < Gathered::STEPS; ++step) {
-        const uint4 found = *reinterpret_cast<const uint4*>(&batch.seen[warp][k + step * STEP]);
+        const uint4 found = *reinterpret_cast<const uint4*>(seen + k + step * STEP);
         blend_step(batch, {found.x, found.y, found.z, found.w}, float(x), float(y), call.alpha_max, gathered);
       }
       gathered.settle();
@@ -979,7 +1003,7 @@ constexpr int64_t FEW_TILES = 1500;
 template <class Gathered>
 void launch_blend(const edge4d_gaussian_rasterize& call, const Buffers& work, int first, cudaStream_t stream) {
   const Tiles tiles(call.width, call.height);
-  const unsigned parts = TILE / (8 * Gathered::PIXELS);
+  const unsigned parts = TILE * TILE / (BLEND_THREADS * Gathered::PIXELS);
   const dim3 grid(unsigned(tiles.count()) * parts, unsigned(call.batch * call.cameras));
   blend<Gathered><<<grid, BLEND_THREADS, 0, stream>>>(call, work, tiles, first);
 }

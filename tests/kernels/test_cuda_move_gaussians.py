@@ -307,6 +307,7 @@ def test_no_gaussians() -> None:
 def test_a_replayed_graph_reads_the_time_that_lies_there() -> None:
     moving = scene(motion=(poly(), delta(1000)))
     device = OnDevice(moving)
+    device.time.copy_from(np.array([0.0]))
     device.launch()  # loads the kernels
     with Graph(device.stream) as graph:
         device.launch()
