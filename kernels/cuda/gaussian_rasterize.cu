@@ -22,7 +22,7 @@
 //   won   fewer instructions, one pixel per thread where tiles are few  blend    164 -> 107   359 -> 253   310 -> 246
 //   won   lists for boxes of 8 x 4 pixels where a thread draws two      blend                              245 -> 229
 //   won   float16 in `fast` where tiles are many                        blend                              229 -> 198
-//   lost  float16 in `fast` where tiles are few (or 75 -> 98 on 512x512)  blend  107 -> 118   264 -> 249
+//   lost  float16 in `fast` where tiles are few (512x512: 75 -> 98)     blend    107 -> 118
 //   lost  boxes of 4 x 4 pixels where tiles are few                     blend    108 -> 111   270 -> 276
 //   lost  four pairs of a thread on their way together                  fill     8.5 -> 9.3    28 ->  29    60 ->  59
 #include <cuda_runtime.h>
