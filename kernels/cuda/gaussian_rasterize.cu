@@ -710,9 +710,9 @@ struct __align__(16) Record {
 // The splats that a tile looks at together, one for each thread of a block, and which of them each box sees: places of
 // their records, in bytes.
 struct Batch {
-  static constexpr int NOTHING = BLEND_THREADS;  // one more, which nobody sees
+  static constexpr int NOTHING = BLEND_THREADS, MOST_STEPS = 2;  // NOTHING: one more, which nobody sees
   Record records[BLEND_THREADS + 1];
-  alignas(16) uint32_t seen[TILE / BOX_WIDTH * (TILE / BOX_HEIGHT)][BLEND_THREADS];
+  alignas(16) uint32_t seen[TILE / BOX_WIDTH * (TILE / BOX_HEIGHT)][BLEND_THREADS + MOST_STEPS * STEP];
 
   __device__ const Record& at(uint32_t place) const {
     return *reinterpret_cast<const Record*>(reinterpret_cast<const char*>(records) + place);
@@ -858,34 +858,35 @@ __device__ void blend_step(const Batch& batch, const uint32_t (&which)[STEP], fl
   for (const Seen<Gathered::PIXELS>& splat : splats) gathered.add(splat, alpha_max);
 }
 
-// Lists for each of this warp's BOXES the splats of the batch that meet it, in order, and fills up the shorter lists,
-// and all to whole `steps`, with NOTHING: this many there are then in each. The boxes lie side by side from (left, top).
+// Lists for each of this warp's BOXES the splats of the batch that meet it, in order; the boxes lie side by side from
+// (left, top) on. All lists are filled up with NOTHING to the longest one's length, which is returned, and to whole
+// `steps`.
 template <int BOXES>
-__device__ int list_seen(Batch& batch, int count, int left, int top, int steps) {
+__device__ int list_seen(Batch& batch, int count, float2 middle, float2 half, int steps) {
   const int lane = int(threadIdx.x) % 32, first = int(threadIdx.x) / 32 * BOXES;
-  const float2 half = {0.5f * (BOX_WIDTH - 1), 0.5f * (BOX_HEIGHT - 1)};
-  int listed[BOXES] = {}, most = 0;
+  int listed[BOXES] = {};
 #pragma unroll
   for (int group = 0; group < BLEND_THREADS; group += 32) {
     const int j = group + lane;
     const float4 u = batch.records[j].u, v = batch.records[j].v;
 #pragma unroll
     for (int box = 0; box < BOXES; ++box) {
-      const float2 middle = {float(left + box * BOX_WIDTH) + half.x, float(top) + half.y};
-      const bool seen = j < count && meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, middle, half);
+      const float2 there = {middle.x + float(box * BOX_WIDTH), middle.y};
+      const bool seen = j < count && meets({u.x, u.y, u.z, u.w, v.x}, v.y + LOG2_255, there, half);
       const uint32_t all = __ballot_sync(~0u, seen);
-      const int place = listed[box] + __popc(all & ((1u << lane) - 1));
-      if (seen) batch.seen[first + box][place] = uint32_t(j * sizeof(Record));
+      if (seen) batch.seen[first + box][listed[box] + __popc(all & ((1u << lane) - 1))] = uint32_t(j * sizeof(Record));
       listed[box] += __popc(all);
     }
   }
+  int most = listed[0];
   for (int count : listed) most = max(most, count);
-  const int whole = steps * STEP, rounded = (most + whole - 1) / whole * whole;
-  for (int box = 0; box < BOXES; ++box)
-    for (int k = listed[box] + lane; k < rounded; k += 32)
-      batch.seen[first + box][k] = batch.NOTHING * sizeof(Record);
+  for (int box = 0; box < BOXES; ++box) {
+#pragma unroll 1
+    for (int k = lane; k < most - listed[box] + steps * STEP - 1; k += 32)
+      batch.seen[first + box][listed[box] + k] = batch.NOTHING * sizeof(Record);
+  }
   __syncwarp();
-  return rounded;
+  return most;
 }
 
 // Channels [first, first + CHANNELS) of a Gaussian in an image.
@@ -934,7 +935,7 @@ __global__ void __launch_bounds__(BLEND_THREADS)
   const int left = warp % WARPS_ACROSS * WARP_WIDTH;
   const int top = int(blockIdx.x % PARTS) * ROWS + warp / WARPS_ACROSS * BOX_HEIGHT;
   const int x = left + lane / BOX_LANES * BOX_WIDTH + lane % ROW_LANES * PIXELS, y = top + lane % BOX_LANES / ROW_LANES;
-  const uint32_t* const seen = batch.seen[threadIdx.x / BOX_LANES];
+  const float2 half = {0.5f * (BOX_WIDTH - 1), 0.5f * (BOX_HEIGHT - 1)}, middle = {left + half.x, top + half.y};
 
   Gathered gathered = {};
   for (int p = 0; p < PIXELS; ++p) gathered.start(p, column + x + p < call.width && row + y < call.height);
@@ -967,11 +968,11 @@ __global__ void __launch_bounds__(BLEND_THREADS)
     fetch(base + BLEND_THREADS + threadIdx.x);  // arrives while this batch is blended
     if (warp_done) continue;
     const int count = int(min(end - base, uint32_t(BLEND_THREADS)));
-    const int listed = list_seen<PIXELS>(batch, count, left, top, Gathered::STEPS);
+    const int listed = list_seen<PIXELS>(batch, count, middle, half, Gathered::STEPS);
     for (int k = 0; k < listed; k += Gathered::STEPS * STEP) {
 #pragma unroll
       for (int step = 0; step < Gathered::STEPS; ++step) {
-        const uint4 found = *reinterpret_cast<const uint4*>(seen + k + step * STEP);
+        const uint4 found = *reinterpret_cast<const uint4*>(&batch.seen[threadIdx.x / BOX_LANES][k + step * STEP]);
         blend_step(batch, {found.x, found.y, found.z, found.w}, float(x), float(y), call.alpha_max, gathered);
       }
       gathered.settle();
