@@ -16,6 +16,12 @@ COLUMNS = {
         *("name", "gaussians", "pairs", "peer_ms", "ours_ms", "speedup", "graph_ms", "graph_speedup"),
         *("fast_graph_ms", "fast_moving_graph_ms", "higs_ms", "views8_over_single", "psnr_db", "fast_psnr_db"),
     ),
+    "knn": ("name", "k", "ours_ms", "graph_ms", "peer", "peer_ms", "speedup", "peer_agreement"),
+    "fps": ("name", "ours_ms", "graph_ms", "step_us", "peer", "peer_ms", "speedup", "peer_agreement"),
+    "player": (
+        *("name", "gaussians", "size", "frames", "frames_per_second", "missed"),
+        *("latency_ms", "latency_ms_p95", "latency_ms_p99"),
+    ),
 }
 
 
