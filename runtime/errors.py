@@ -74,6 +74,10 @@ class EngineFailed(Edge4DError):
     """A backend stopped while it ran a stage, or the engine was closed before."""
 
 
+class EngineNotBuilt(Edge4DError):
+    """TensorRT could not make an engine from a graph."""
+
+
 class LibraryNotFound(Edge4DError):
     """The native kernel library is missing or of another version."""
 

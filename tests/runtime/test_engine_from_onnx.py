@@ -1,0 +1,222 @@
+"""Engines from ONNX: what is asked of each TensorRT, and what TensorRT-RTX, which needs no GPU, makes of our graphs."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import subprocess
+import sys
+from enum import Enum
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edge4d.runtime import engine_from_onnx as builder
+from edge4d.runtime.bundle import Bundle, shipped_bundles
+from edge4d.runtime.engine_from_onnx import BuildOptions, BuildRequest, Progress, engine_from_onnx
+from edge4d.runtime.errors import BackendUnavailable, EngineNotBuilt
+
+needs_rtx = pytest.mark.skipif(
+    not (importlib.util.find_spec("tensorrt_rtx") and importlib.util.find_spec("polygraphy")),
+    reason="TensorRT-RTX and Polygraphy are not installed",
+)
+
+# ---- what each version is asked for: fakes that have the attributes which it has ------------------------------------
+
+
+class TacticSource(Enum):
+    CUBLAS = 0
+    CUBLAS_LT = 1
+    CUDNN = 2
+    EDGE_MASK_CONVOLUTIONS = 3
+    JIT_CONVOLUTIONS = 4
+
+
+def fake(network_flags: str, builder_flags: str) -> Any:
+    return SimpleNamespace(
+        NetworkDefinitionCreationFlag=SimpleNamespace(**dict.fromkeys(network_flags.split(), 0)),
+        BuilderFlag=SimpleNamespace(**dict.fromkeys(builder_flags.split(), 0)),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
+        HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere+"),
+        TacticSource=TacticSource,
+        float32="float32",
+        float16="float16",
+    )
+
+
+TENSORRT_8_6 = fake("EXPLICIT_BATCH", "FP16 INT8 TF32 OBEY_PRECISION_CONSTRAINTS")
+TENSORRT_10_3 = fake("EXPLICIT_BATCH STRONGLY_TYPED", "FP16 INT8 TF32 OBEY_PRECISION_CONSTRAINTS")
+TENSORRT_11 = fake("PREFER_JIT_PYTHON_PLUGINS", "TF32 REFIT")
+
+
+def request(**fields: Any) -> BuildRequest:
+    return BuildRequest(
+        **{"onnx": Path("a.onnx"), "library": "tensorrt", "precision": "fp16", "profiles": {}, **fields}
+    )
+
+
+def test_only_8_6_chooses_types_itself():
+    assert builder.weakly_typed(TENSORRT_8_6)
+    assert not builder.weakly_typed(TENSORRT_10_3)
+    assert not builder.weakly_typed(TENSORRT_11)
+
+
+@pytest.mark.parametrize(
+    ("precision", "fp16", "int8"), [("fp32", False, False), ("fp16", True, False), ("int8", True, True)]
+)
+def test_8_6_gets_the_flags_of_the_graph(precision, fp16, int8):
+    arguments = builder.config_arguments(TENSORRT_8_6, request(precision=precision))
+    assert (arguments["fp16"], arguments["int8"], arguments["precision_constraints"]) == (fp16, int8, "obey")
+
+
+@pytest.mark.parametrize("trt", [TENSORRT_10_3, TENSORRT_11], ids=["10.3", "11"])
+def test_later_versions_get_no_flags_of_precision(trt):
+    assert builder.config_arguments(trt, request()) == {"profiling_verbosity": "detailed"}
+
+
+def test_8_6_does_without_libraries_that_are_not_there(monkeypatch):
+    monkeypatch.setattr(builder.ctypes.util, "find_library", lambda name: "libcublas.so" if name == "cublas" else None)
+    sources = builder.config_arguments(TENSORRT_8_6, request())["tactic_sources"]
+    assert sources == [TacticSource.CUBLAS, TacticSource.EDGE_MASK_CONVOLUTIONS, TacticSource.JIT_CONVOLUTIONS]
+
+
+def test_options(tmp_path):
+    cache = tmp_path / "timing.cache"
+    wanted = request(
+        options=BuildOptions(level=2, workspace_mib=64, hardware_compatible=True),
+        compute_capability="120",
+        timing_cache=cache,
+    )
+    arguments = builder.config_arguments(TENSORRT_10_3, wanted)
+    assert arguments == {
+        "profiling_verbosity": "detailed",
+        "builder_optimization_level": 2,
+        "memory_pool_limits": {"workspace": 64 * 1024 * 1024},
+        "hardware_compatibility_level": "ampere+",
+        "compute_capabilities": [(12, 0)],
+    }
+    cache.write_bytes(b"")
+    assert builder.config_arguments(TENSORRT_10_3, wanted)["load_timing_cache"] == str(cache)
+
+
+class Layer:
+    """A layer of a network whose tensors have types: what is set of it is kept."""
+
+    def __init__(self, *dtypes: str) -> None:
+        self.outputs = [SimpleNamespace(dtype=dtype) for dtype in dtypes]
+        self.num_outputs, self.precision, self.output_types = len(dtypes), None, {}
+
+    def get_output(self, i: int) -> Any:
+        return self.outputs[i]
+
+    def set_output_type(self, i: int, dtype: str) -> None:
+        self.output_types[i] = dtype
+
+
+def test_layers_keep_the_types_of_the_graph():
+    layers = [Layer("float16"), Layer("float32", "int32"), Layer("int32"), Layer()]
+    network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
+    builder.keep_types(TENSORRT_8_6, network)
+    assert [layer.precision for layer in layers] == ["float16", "float32", None, None]
+    assert [layer.output_types for layer in layers] == [{0: "float16"}, {0: "float32"}, {}, {}]
+
+
+# ---- the other process ----------------------------------------------------------------------------------------------
+
+
+def test_a_library_that_is_not_there(tmp_path, monkeypatch):
+    (tmp_path / "tensorrt.py").write_text('raise ImportError("it is not here")')
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", ""))))
+    with pytest.raises(
+        BackendUnavailable, match=r"TensorRT is not installed[\s\S]*not here[\s\S]*pip install tensorrt"
+    ):
+        builder.library_version("tensorrt")
+
+
+@needs_rtx
+def test_the_version_is_what_the_library_says():
+    script = "import tensorrt_rtx; print(tensorrt_rtx.__version__)"
+    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
+    assert builder.library_version("tensorrt_rtx") == said.strip()
+
+
+def shapes(stage: Any) -> dict[str, Any]:
+    return {
+        tensor.name: tuple(
+            tensor.shape_at({name: getattr(axis, size) for name, axis in stage.axes.items()})
+            for size in ("min", "opt", "max")
+        )
+        for tensor in stage.inputs
+        if tensor.axes()
+    }
+
+
+@needs_rtx
+@pytest.mark.parametrize("capability", ["89", "120"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("name", shipped_bundles())
+def test_every_stage_becomes_an_engine(name, precision, capability):
+    for stage in Bundle.load(name).stages.values():
+        said: list[Progress] = []
+        graph = stage.graph(precision).whole
+        engine = engine_from_onnx(
+            BuildRequest(graph, "tensorrt_rtx", precision, shapes(stage), capability), said.append
+        )
+        assert len(engine) > 100_000  # the weights, at least
+        assert [progress.phase for progress in said[:2]] == ["parse", "build"]
+        assert said[-1].step == said[-1].steps - 1 or said[-1].step == said[-1].steps > 1
+
+
+@pytest.fixture(scope="module")
+def perceive() -> BuildRequest:
+    stage = Bundle.load("street").stage("perceive")
+    return BuildRequest(stage.graph("fp16").whole, "tensorrt_rtx", "fp16", shapes(stage), "89")
+
+
+@needs_rtx
+def test_a_graph_that_cannot_be_read(tmp_path, perceive):
+    damaged = tmp_path / "damaged.onnx"
+    damaged.write_bytes(perceive.onnx.read_bytes()[:5000])
+    with pytest.raises(EngineNotBuilt, match=r"could not build an engine from 'damaged.onnx'[\s\S]*Note: \[E\]"):
+        engine_from_onnx(perceive._replace(onnx=damaged))
+
+
+@needs_rtx
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"compute_capability": "77"}, "7.7"),
+        ({"profiles": {"image": ((1, 3, 64, 64), (1, 3, 32, 32), (1, 3, 96, 96))}}, "MIN<=OPT<=MAX"),
+        ({"profiles": {"nobody": ((1,), (1,), (1,))}}, "nobody"),
+    ],
+)
+def test_requests_that_the_library_refuses(perceive, change, words):
+    with pytest.raises(EngineNotBuilt, match=words):
+        engine_from_onnx(perceive._replace(**change))
+
+
+@needs_rtx
+def test_a_builder_that_is_killed(perceive, monkeypatch):
+    started: list[subprocess.Popen[str]] = []
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            started.append(self)
+
+    monkeypatch.setattr(builder.subprocess, "Popen", Popen)
+    with pytest.raises(EngineNotBuilt, match=f"ended by signal {signal.SIGKILL.value}"):
+        engine_from_onnx(perceive, lambda progress: started[0].kill())
+
+
+@needs_rtx
+def test_nobody_waits_for_a_build_that_is_given_up(perceive):
+    def give_up(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        engine_from_onnx(perceive, give_up)
