@@ -74,6 +74,10 @@ class EngineFailed(Edge4DError):
     """A backend stopped while it ran a stage, or the engine was closed before."""
 
 
+class InvalidEngine(Edge4DError):
+    """A built engine is refused by the runtime that should load it."""
+
+
 class EngineNotBuilt(Edge4DError):
     """TensorRT could not make an engine from a graph."""
 
