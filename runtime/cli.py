@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Callable, Optional
 
@@ -362,6 +363,70 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
     if version:
         print(edge4d.__version__)
         raise typer.Exit
+
+
+# --- the engine cache -------------------------------------------------------------------------------------------------
+
+_cache_commands = typer.Typer(
+    help="Engines that were built for this machine, kept in $EDGE4D_CACHE (or ~/.cache/edge4d).",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(_cache_commands, name="cache")
+
+
+@_cache_commands.command("list", epilog="Example: edge4d cache list")
+def cache_list() -> None:
+    """List the engines, the last used first."""
+    from edge4d.runtime.engine_cache import EngineCache
+
+    cache = EngineCache()
+    entries = cache.entries()
+    rows = [("name", "precision", "builder", "device", "size", "last used", "built"), *map(_cache_row, entries)]
+    if entries:
+        widths = [max(map(len, column)) for column in zip(*rows)]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print(f"{_count(len(entries))}, {_megabytes(sum(entry.bytes for entry in entries))}, in {cache.folder}")
+
+
+@_cache_commands.command("clear", epilog="Example: edge4d cache clear")
+def cache_clear() -> None:
+    """Remove all engines; they are built again when they are needed."""
+    from edge4d.runtime.engine_cache import EngineCache
+
+    cache = EngineCache()
+    cleared = cache.clear()
+    print(f"Removed {_count(cleared.engines)}, {_megabytes(cleared.bytes)}, from {cache.folder}")
+    if cleared.busy:
+        print(f"Left {_count(cleared.busy)} that another process is building.")
+
+
+def _cache_row(entry: Any) -> tuple[str, ...]:
+    manifest = entry.manifest()
+    if manifest is None:
+        told, built = (entry.path.name, "-", "-", "-"), "-"
+    else:
+        key = manifest.key
+        told, built = (key.name, key.precision, key.builder, key.device), manifest.built[:16].replace("T", " ")
+    try:
+        used = datetime.fromtimestamp(entry.last_used).isoformat(" ", "minutes")
+    except (OverflowError, ValueError):  # a file's date may be any number
+        used = "-"
+    return tuple(map(_printable, (*told, _megabytes(entry.bytes), used, built)))
+
+
+def _printable(text: str) -> str:
+    """Without what moves a terminal's cursor or has no place in a line: the text may be anybody's."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:120])
+
+
+def _count(engines: int) -> str:
+    return f"{engines} engine{'s' * (engines != 1)}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
 
 
 # --- what commands share ----------------------------------------------------------------------------------------------

@@ -225,3 +225,76 @@ def test_commands_that_need_pytorch_say_so(tmp_path):
     assert result.returncode == 1
     assert "edge4d[export]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# --- the engine cache -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engine_cache(tmp_path, monkeypatch):
+    """A cache of two engines, found through EDGE4D_CACHE."""
+    from edge4d.runtime.engine_cache import EngineCache, EngineKey
+
+    monkeypatch.setenv("EDGE4D_CACHE", str(tmp_path / "cache"))
+    cache = EngineCache()
+    for name, device in (("street.perceive", "sm90 NVIDIA H200"), ("street.\x1b[2J[bold]\n", "sm89")):
+        key = EngineKey(name, "a" * 64, "", "fp16", {}, {}, "tensorrt 8.6.0", device, "13", "linux-x86_64")
+        cache.get(key, lambda report: bytes(2_000_000))
+    return cache
+
+
+def test_cache_list(run, engine_cache):
+    code, out, err = run("cache", "list")
+    assert (code, err) == (0, "")
+    head, last, first, total = out.splitlines()
+    assert head.split() == ["name", "precision", "builder", "device", "size", "last", "used", "built"]
+    columns = [head.index(word) for word in ("precision", "builder", "device", "size", "last", "built")]
+    cells = [first[start:end].strip() for start, end in zip([0, *columns], [*columns, None])]
+    assert cells[:5] == ["street.perceive", "fp16", "tensorrt 8.6.0", "sm90 NVIDIA H200", "2.0 MB"]
+    assert all(len(cell) == len("2026-01-31 12:00") for cell in cells[5:])
+    assert last.startswith("street.?[2J[bold]?  fp16")  # nothing in it moves the cursor
+    assert total == f"2 engines, 4.0 MB, in {engine_cache.folder}"
+
+
+def test_cache_list_of_files_that_nobody_can_read(run, engine_cache):
+    for number, path in enumerate(sorted(engine_cache.folder.glob("*.json"))):
+        path.write_bytes(b"\xff")
+        os.utime(path, (0, 1e17 * number))
+    (engine_cache.folder / os.fsdecode(b"\xff\n.engine")).write_bytes(b"")
+    code, out, err = run("cache", "list")
+    assert (code, err) == (0, "")
+    assert out.count("\n") == 5
+    assert "??.engine" in [line.split()[0] for line in out.splitlines()]
+    assert all(line.split()[1:4] == ["-", "-", "-"] for line in out.splitlines()[1:4])
+
+
+def test_cache_clear(run, engine_cache):
+    size = sum(entry.bytes for entry in engine_cache.entries()) / 1e6
+    code, out, err = run("cache", "clear")
+    assert (code, err) == (0, "")
+    assert out == f"Removed 2 engines, {size:.1f} MB, from {engine_cache.folder}\n"
+    assert os.listdir(engine_cache.folder) == []
+    assert run("cache", "clear")[1] == f"Removed 0 engines, 0.0 MB, from {engine_cache.folder}\n"
+    assert run("cache", "list")[1] == f"0 engines, 0.0 MB, in {engine_cache.folder}\n"
+
+
+def test_cache_clear_leaves_what_is_being_built(run, engine_cache):
+    from edge4d.runtime.engine_cache import EngineKey
+
+    said = []
+    key = EngineKey("new", "a" * 64, "", "fp16", {}, {}, "tensorrt 8.6.0", "sm90", "13", "linux-x86_64")
+    engine_cache.get(key, lambda report: said.append(run("cache", "clear")) or b"new")
+    assert said[0][1].endswith("\nLeft 1 engine that another process is building.\n")
+    assert [entry.manifest().key.name for entry in engine_cache.entries()] == ["new"]
+
+
+@pytest.mark.parametrize("command", ["list", "clear"])
+def test_cache_help_and_errors(run, tmp_path, monkeypatch, command):
+    code, text, _ = run("cache", command, "--help")
+    assert code == 0
+    assert f"Example: edge4d cache {command}" in text
+    (tmp_path / "engines").write_text("a file")
+    monkeypatch.setenv("EDGE4D_CACHE", str(tmp_path))
+    code, out, err = run("cache", command)
+    assert (code, out) == (1, "")
+    assert [line.partition(":")[0] for line in err.splitlines()[1:]] == ["Note", "Hint"]
