@@ -37,6 +37,9 @@ class BuildOptions(NamedTuple):
     hardware_compatible: bool = False  # runs on every GPU from Ampere on, slower
 
 
+DEFAULTS = BuildOptions()
+
+
 class BuildRequest(NamedTuple):
     """An engine to be built.
 
@@ -56,7 +59,7 @@ class BuildRequest(NamedTuple):
     profiles: Mapping[str, Profile]
     compute_capability: Optional[str] = None
     plugins: Optional[Path] = None
-    options: BuildOptions = BuildOptions()
+    options: BuildOptions = DEFAULTS
     timing_cache: Optional[Path] = None
 
 

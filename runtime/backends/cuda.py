@@ -55,6 +55,12 @@ def device_name() -> str:
     return f"{properties.name.split(bytes(1))[0].decode()}, compute capability {properties.major}.{properties.minor}"
 
 
+def compute_capability() -> str:
+    """Of the current device, such as "90"."""
+    properties = _call("cudaGetDeviceProperties", current_device())
+    return f"{properties.major}{properties.minor}"
+
+
 def current_device() -> int:
     """The number of the device that this thread uses."""
     return int(_call("cudaGetDevice"))

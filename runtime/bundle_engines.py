@@ -1,0 +1,190 @@
+"""The engines of a bundle: which of its graphs become engines, for which shapes and GPU; from the cache, or built.
+
+TensorRT takes a stage's graph whole, with our operators as plugins. TensorRT-RTX has no plugins: it takes the graphs
+between them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from edge4d.runtime.backends import cuda
+from edge4d.runtime.bundle import Bundle, SessionStep, Stage
+from edge4d.runtime.engine_cache import CachedEngine, EngineCache, EngineKey
+from edge4d.runtime.engine_from_onnx import (
+    DEFAULTS,
+    BuildOptions,
+    BuildRequest,
+    Profile,
+    Progress,
+    engine_from_onnx,
+    library_version,
+)
+from edge4d.runtime.errors import BackendUnavailable, InvalidRequest
+from edge4d.runtime.onnx_files import external_locations
+
+_DEVICE = re.compile(r"(?:sm_?)?([1-9]\d{1,2})")
+
+
+class Target(NamedTuple):
+    """Who builds, and for which GPU.
+
+    Attributes:
+        library: "tensorrt" or "tensorrt_rtx", of `version`.
+        compute_capability: such as "89".
+        device: the GPU's name; "" for all of that compute capability.
+    """
+
+    library: str
+    version: str
+    compute_capability: str
+    device: str = ""
+
+
+class Part(NamedTuple):
+    """One engine to be: a graph, and what it takes."""
+
+    name: str
+    onnx: Path
+    inputs: tuple[str, ...]
+
+
+def target(library: str, device: Optional[str] = None) -> Target:
+    """What `library` builds for here.
+
+    Args:
+        library: "tensorrt" or "tensorrt_rtx".
+        device: a compute capability, such as "sm_89"; the GPU that is here without it. TensorRT builds for that alone.
+
+    Raises:
+        InvalidRequest: `device` is none, or another than the GPU's with TensorRT.
+        BackendUnavailable: the library is not installed, or there is no GPU and it needs one.
+    """
+    version = library_version(library)
+    wanted = None if device is None else _compute_capability(device)
+    if library == "tensorrt_rtx" and wanted is not None:
+        return Target(library, version, wanted)
+    try:
+        cuda.check_device()
+    except BackendUnavailable as error:
+        hint = "Say which one: --device sm_89." if library == "tensorrt_rtx" else error.hint
+        raise BackendUnavailable("There is no GPU here to build engines for.", note=error.note, hint=hint) from error
+    here = cuda.compute_capability()
+    if wanted not in (None, here):
+        raise InvalidRequest(
+            "TensorRT builds for the GPU that it runs on.",
+            note=f"That is sm_{here}; asked for sm_{wanted}.",
+            hint="Leave --device out, or use --backend tensorrt_rtx.",
+        )
+    return Target(library, version, here, "" if library == "tensorrt_rtx" else cuda.device_name())
+
+
+def _compute_capability(device: str) -> str:
+    match = _DEVICE.fullmatch(device.lower())
+    if match is None:
+        raise InvalidRequest(f"'{device}' is not a kind of GPU.", hint="Give its compute capability, such as sm_89.")
+    return match[1]
+
+
+def engines(
+    bundle: Bundle,
+    precision: str,
+    target: Target,
+    cache: EngineCache,
+    *,
+    options: BuildOptions = DEFAULTS,
+    report: Callable[[str, Progress], None] = lambda part, progress: None,
+) -> Iterator[tuple[str, CachedEngine]]:
+    """Every engine of a bundle with the name of its part, one after the other.
+
+    Args:
+        report: is told a part's name and the progress of its build.
+
+    Raises:
+        PrecisionNotInBundle: a stage has no such graph.
+        EngineNotBuilt: TensorRT refused a graph.
+    """
+    for stage in bundle.stages.values():
+        for part in parts(stage, precision, target.library):
+            wanted = request(stage, part, precision, target, options)
+            yield part.name, _engine(wanted, key(bundle, part, target, wanted), cache, partial(report, part.name))
+
+
+def _engine(
+    wanted: BuildRequest, key: EngineKey, cache: EngineCache, report: Callable[[Progress], None]
+) -> CachedEngine:
+    return cache.get(key, build=lambda _: engine_from_onnx(wanted, report), report=lambda text: report(Progress(text)))
+
+
+def parts(stage: Stage, precision: str, library: str) -> list[Part]:
+    """The graphs of a stage that `library` makes engines of."""
+    graph = stage.graph(precision)
+    if library == "tensorrt":
+        return [Part(stage.name, graph.whole, tuple(tensor.name for tensor in stage.inputs))]
+    steps = [step for step in graph.steps if isinstance(step, SessionStep)]
+    names = [stage.name] if len(steps) == 1 else [f"{stage.name}.{i}" for i in range(len(steps))]
+    return [Part(name, step.onnx, step.inputs) for name, step in zip(names, steps)]
+
+
+def profiles(stage: Stage, inputs: Sequence[str]) -> dict[str, Profile]:
+    """The smallest, usual and largest shape of every input whose shape varies.
+
+    Raises:
+        InvalidRequest: an input is none of the stage's: what an operator made has shapes that only it knows.
+    """
+    known = {tensor.name: tensor for tensor in stage.inputs}
+    unknown = sorted(set(inputs) - set(known))
+    if unknown:
+        raise InvalidRequest(
+            f"The engines of stage '{stage.name}' cannot be built.",
+            note=f"A graph takes {', '.join(unknown)} from an operator, and its shapes are not in the bundle.",
+            hint="Use --backend onnxruntime.",
+        )
+    smallest, usual, largest = (
+        {name: getattr(axis, size) for name, axis in stage.axes.items()} for size in ("min", "opt", "max")
+    )
+    return {
+        name: (known[name].shape_at(smallest), known[name].shape_at(usual), known[name].shape_at(largest))
+        for name in inputs
+        if known[name].axes()
+    }
+
+
+def request(stage: Stage, part: Part, precision: str, target: Target, options: BuildOptions) -> BuildRequest:
+    """What the builder is asked for."""
+    return BuildRequest(
+        part.onnx,
+        target.library,
+        precision,
+        profiles(stage, part.inputs),
+        target.compute_capability if target.library == "tensorrt_rtx" else None,
+        options=options,
+    )
+
+
+def key(bundle: Bundle, part: Part, target: Target, request: BuildRequest) -> EngineKey:
+    """All that the engine depends on."""
+    return EngineKey(
+        name=f"{bundle.name}.{part.name}",
+        onnx=_content(bundle, part.onnx),
+        plugins="",
+        precision=request.precision,
+        profiles={name: [list(shape) for shape in shapes] for name, shapes in request.profiles.items()},
+        options=request.options._asdict(),
+        builder=f"{target.library} {target.version}",
+        device=f"sm{target.compute_capability} {target.device}".strip(),
+        cuda="",
+        platform=f"{platform.system()}-{platform.machine()}".lower(),
+    )
+
+
+def _content(bundle: Bundle, onnx: Path) -> str:
+    """The SHA-256 of what a graph is: that of its file and those of its external data, which the bundle knows."""
+    files = [onnx.name, *sorted(external_locations(onnx))]
+    return hashlib.sha256("".join(bundle.files[name].sha256 for name in files).encode()).hexdigest()
