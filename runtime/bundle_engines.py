@@ -39,12 +39,14 @@ class Target(NamedTuple):
         library: "tensorrt" or "tensorrt_rtx", of `version`.
         compute_capability: such as "89".
         device: the GPU's name; "" for all of that compute capability.
+        cuda: major version that the driver here speaks; "" where none is asked.
     """
 
     library: str
     version: str
     compute_capability: str
     device: str = ""
+    cuda: str = ""
 
 
 class Part(NamedTuple):
@@ -82,7 +84,9 @@ def target(library: str, device: Optional[str] = None) -> Target:
             note=f"That is sm_{here}; asked for sm_{wanted}.",
             hint="Leave --device out, or use --backend tensorrt_rtx.",
         )
-    return Target(library, version, here, "" if library == "tensorrt_rtx" else cuda.device_name())
+    if library == "tensorrt_rtx":
+        return Target(library, version, here)
+    return Target(library, version, here, cuda.device_name(), cuda.driver_version().partition(".")[0])
 
 
 def _compute_capability(device: str) -> str:
@@ -179,7 +183,7 @@ def key(bundle: Bundle, part: Part, target: Target, request: BuildRequest) -> En
         options=request.options._asdict(),
         builder=f"{target.library} {target.version}",
         device=f"sm{target.compute_capability} {target.device}".strip(),
-        cuda="",
+        cuda=target.cuda,
         platform=f"{platform.system()}-{platform.machine()}".lower(),
     )
 

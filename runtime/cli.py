@@ -365,6 +365,49 @@ def _version(version: Annotated[bool, typer.Option("--version", help="Print the 
         raise typer.Exit
 
 
+@app.command(epilog="Example: edge4d build street --backend tensorrt_rtx --device sm_89 --precision fp16")
+def build(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's name, or the folder of one.")],
+    precision: Precision = None,
+    backend: Annotated[str, typer.Option(metavar="tensorrt|tensorrt_rtx", help="Who builds.")] = "tensorrt",
+    device: Annotated[
+        Optional[str],
+        typer.Option(metavar="sm_N", help="The GPU's compute capability, if it is not here; tensorrt_rtx alone."),
+    ] = None,
+    level: Annotated[Optional[int], typer.Option(min=0, max=5, help="How long to look for fast kernels.")] = None,
+    workspace: Annotated[
+        Optional[int], typer.Option(metavar="MIB", min=1, help="Memory that layers may use on the side.")
+    ] = None,
+    hardware_compatible: Annotated[
+        bool, typer.Option("--hardware-compatible", help="For every GPU from Ampere on; slower.")
+    ] = False,
+) -> None:
+    """Build a bundle's engines ahead of time, into the engine cache."""
+    from edge4d.runtime.bundle import Bundle as BundleFolder
+    from edge4d.runtime.bundle_engines import engines, target
+    from edge4d.runtime.engine_cache import EngineCache
+    from edge4d.runtime.engine_from_onnx import LIBRARIES, BuildOptions
+
+    if backend not in LIBRARIES:
+        raise InvalidRequest(f"'{backend}' builds no engines.", hint=f"Use --backend {' or '.join(LIBRARIES)}.")
+    found = BundleFolder.load(bundle)
+    options = BuildOptions(level, workspace, hardware_compatible)
+    with _progress("Building") as progress:
+        made = engines(
+            found,
+            precision or found.precisions[0],
+            target(backend, device),
+            EngineCache(),
+            options=options,
+            report=lambda part, now: progress(now.step, now.steps),
+        )
+        for name, engine in made:
+            told = f"built: {engine.reason}" if engine.built else "in the cache"
+            _screen.print(f"{name}  {_megabytes(len(engine.data))}  {told}", highlight=False)
+            if engine.path is not None:
+                print(engine.path)
+
+
 # --- the engine cache -------------------------------------------------------------------------------------------------
 
 _cache_commands = typer.Typer(

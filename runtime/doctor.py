@@ -13,7 +13,10 @@ import edge4d
 from edge4d.runtime.errors import Edge4DError
 
 NEEDED = ("numpy", "onnx", "onnxruntime", "pillow", "av", "safetensors", "typer", "rich")
-EXTRAS = {"torch": "export", "onnxscript": "export", "cuda-bindings": "cuda"}  # the extra that brings each
+EXTRAS = {  # the extra that brings each
+    **{"torch": "export", "onnxscript": "export", "cuda-bindings": "cuda"},
+    **{"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "polygraphy": "tensorrt-rtx"},
+}
 
 
 class Finding(NamedTuple):

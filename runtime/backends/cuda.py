@@ -61,6 +61,12 @@ def compute_capability() -> str:
     return f"{properties.major}{properties.minor}"
 
 
+def driver_version() -> str:
+    """The newest CUDA that the driver speaks, such as "13.0"."""
+    version = int(_call("cudaDriverGetVersion"))
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
 def current_device() -> int:
     """The number of the device that this thread uses."""
     return int(_call("cudaGetDevice"))

@@ -82,7 +82,8 @@ def test_engines_for_the_gpu_that_is_here(monkeypatch):
     monkeypatch.setattr(bundle_engines, "library_version", lambda library: "8.6.0")
     here = target("tensorrt")
     assert here.compute_capability in here.device.replace(".", "")
-    assert target("tensorrt_rtx").device == ""
+    assert int(here.cuda) >= 12
+    assert target("tensorrt_rtx") == Target("tensorrt_rtx", "8.6.0", here.compute_capability)
     with pytest.raises(InvalidRequest, match="builds for the GPU that it runs on"):
         target("tensorrt", "sm_11")
 
@@ -105,6 +106,7 @@ def test_keys_tell_everything_apart_that_changes_an_engine(tmp_path):
         digest(precision="fp32"),
         digest(target=ada._replace(version="1.8.0")),
         digest(target=ada._replace(compute_capability="120")),
+        digest(target=ada._replace(cuda="13")),
         digest(target=Target("tensorrt", "1.7.1", "89", "NVIDIA RTX 4090")),
         digest(options=BuildOptions(level=2)),
         digest(stage=dataclasses.replace(core, axes={**core.axes, "H": Axis("H", 64, 256, 480, 32)})),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,9 +14,9 @@ import pytest
 from PIL import Image
 
 import edge4d
-from edge4d.runtime import cli
+from edge4d.runtime import bundle_engines, cli
 
-COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "doctor")
+COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "build", "doctor")
 
 
 @pytest.fixture
@@ -225,6 +226,45 @@ def test_commands_that_need_pytorch_say_so(tmp_path):
     assert result.returncode == 1
     assert "edge4d[export]" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+# --- engines ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not (importlib.util.find_spec("tensorrt_rtx") and importlib.util.find_spec("polygraphy")),
+    reason="TensorRT-RTX and Polygraphy are not installed",
+)
+def test_build_and_what_became_of_it(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGE4D_CACHE", str(tmp_path))
+    arguments = ("build", "street", "--backend", "tensorrt_rtx", "--device", "sm_89", "--precision", "fp16")
+    code, out, err = run(*arguments)
+    assert code == 0, err
+    engines = [Path(line) for line in out.splitlines()]
+    assert [engine.name.split(".")[1] for engine in engines] == ["perceive", "core"]
+    assert err.count("built: not built before") == 2
+    engines[1].write_bytes(engines[1].read_bytes()[:-1])
+    code, again, err = run(*arguments)
+    assert (code, again) == (0, out)
+    assert err.count("in the cache") == 1
+    assert "core" in err.splitlines()[-1]
+    assert "the manifest says" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--backend", "onnxruntime"), "builds no engines"),
+        (("--backend", "tensorrt_rtx", "--device", "ada"), "is not a kind of GPU"),
+    ],
+)
+def test_builds_that_cannot_be(run, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setenv("EDGE4D_CACHE", str(tmp_path))
+    monkeypatch.setattr(bundle_engines, "library_version", lambda library: "1.7.1")
+    code, out, err = run("build", "street", *arguments)
+    assert (code, out) == (1, "")
+    assert words in err
+    assert not any(tmp_path.iterdir())
 
 
 # --- the engine cache -------------------------------------------------------------------------------------------------
