@@ -14,8 +14,12 @@ from edge4d.runtime.errors import Edge4DError
 
 NEEDED = ("numpy", "onnx", "onnxruntime", "pillow", "av", "safetensors", "typer", "rich")
 EXTRAS = {  # the extra that brings each
-    **{"torch": "export", "onnxscript": "export", "cuda-bindings": "cuda"},
-    **{"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx", "polygraphy": "tensorrt-rtx"},
+    "torch": "export",
+    "onnxscript": "export",
+    "cuda-bindings": "cuda",
+    "tensorrt": "tensorrt",
+    "tensorrt-rtx": "tensorrt-rtx",
+    "polygraphy": "tensorrt-rtx",
 }
 
 
