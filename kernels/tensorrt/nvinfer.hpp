@@ -4,6 +4,7 @@
 #include <NvInfer.h>
 
 #include <cstdint>
+#include <cstdio>
 #include <string>
 #include <vector>
 
@@ -12,7 +13,7 @@
 
 namespace edge4d {
 
-// To TensorRT's log, where that can be reached.
+// To TensorRT's log, where that can be reached, else to stderr.
 void log_error(const char* message) noexcept;
 
 // Runs something and turns what it throws into a status and a line in the log: no exception may reach TensorRT.
@@ -24,7 +25,11 @@ int32_t logged(const Work& run) noexcept {
 }
 
 inline void log_to(nvinfer1::ILogger* logger, const char* message) noexcept {
-  if (logger) logger->log(nvinfer1::ILogger::Severity::kERROR, message);
+  if (logger) {
+    logger->log(nvinfer1::ILogger::Severity::kERROR, message);
+  } else {
+    std::fprintf(stderr, "edge4d: %s\n", message);
+  }
 }
 
 // ---- fields ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 // The operators as plugins of TensorRT 8.6.
 //
-// They register themselves where libnvinfer's symbols can be seen when the library is loaded (`trtexec --staticPlugins`,
-// dlopen after libnvinfer with RTLD_GLOBAL). Where they cannot, the registry's loadLibrary gets them from
-// getPluginCreators; it refuses creators that it has already, so that gives none then.
+// They register themselves where libnvinfer's symbols can be seen when the library is loaded (`trtexec
+// --staticPlugins`, dlopen after libnvinfer with RTLD_GLOBAL). Where they cannot, the registry's loadLibrary gets them
+// from getPluginCreators; it refuses creators that it has already, so that gives none then.
 #include <atomic>
 #include <iterator>
 #include <utility>

@@ -1,5 +1,5 @@
-// Lets test_tensorrt_plugins.py do with the plugins what TensorRT does, where there is neither TensorRT nor a GPU: linked
-// with the plugins' own sources, with launchers that only remember what they were called with.
+// Lets test_tensorrt_plugins.py do with the plugins what TensorRT does, where there is neither TensorRT nor a GPU:
+// linked with the plugins' own sources, with launchers that only remember what they were called with.
 #include <NvInfer.h>
 
 #include <cstring>
@@ -114,7 +114,8 @@ struct Exprs {
   Exprs(const Tensor* tensors, int count) {
     for (int i = 0; i < count; ++i) {
       all[i].nbDims = tensors[i].rank;
-      for (int axis = 0; axis < tensors[i].rank; ++axis) all[i].d[axis] = builder.constant(Number(tensors[i].sizes[axis]));
+      for (int axis = 0; axis < tensors[i].rank; ++axis)
+        all[i].d[axis] = builder.constant(Number(tensors[i].sizes[axis]));
     }
   }
 };

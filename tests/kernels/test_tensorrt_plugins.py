@@ -374,6 +374,16 @@ def test_libraries_load_without_tensorrt(probe) -> None:
     assert ours == ({"getPluginRegistry": "w", "getLogger": "w"} if probe.major < 10 else {})
 
 
+def test_reasons_go_to_stderr_where_there_is_no_log(probe) -> None:
+    script = """
+        import ctypes, sys
+        create = ctypes.CDLL(sys.argv[1]).probe_create
+        create.restype = ctypes.c_void_p
+        assert not create(b"FarthestPointSample", None, 0)
+    """
+    assert run(script, str(probe.path)).stderr == "edge4d: FarthestPointSample: attribute count is missing.\n"
+
+
 def test_plugins_of_8_register_themselves_where_there_is_a_registry(probe, tmp_path) -> None:
     if probe.major >= 10:
         pytest.skip("from 10 on the registry asks for the creators")
@@ -391,8 +401,8 @@ def test_plugins_of_8_register_themselves_where_there_is_a_registry(probe, tmp_p
         if before:
             print(registry.fake_registered().decode())
     """
-    assert run(script, str(probe.path)).split() == ["3"]
-    assert run(script, str(probe.path), str(fake)).split() == [
+    assert run(script, str(probe.path)).stdout.split() == ["3"]
+    assert run(script, str(probe.path), str(fake)).stdout.split() == [
         "0",
         *(word for name in OPERATORS for word in (f"{DOMAIN}::{name}", str(VERSION))),
     ]
@@ -418,14 +428,14 @@ def test_tensorrt_rtx_finds_and_makes_the_plugins(probe) -> None:
         plugin = creator.create_plugin("node", trt.PluginFieldCollection([field]), trt.TensorRTPhase.BUILD)
         print(plugin is not None)
     """
-    lines = run(script, str(probe.path)).splitlines()
+    lines = run(script, str(probe.path)).stdout.splitlines()
     expected = {" ".join([o.name, *(a.name for a in o.attributes)]) for o in OPERATORS.values()}
     assert set(lines[:-1]) == expected
     assert lines[-1] == "True"
 
 
-def run(script: str, *arguments: str) -> str:
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", textwrap.dedent(script), *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    return result.stdout
+    return result
