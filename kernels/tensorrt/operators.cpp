@@ -289,14 +289,7 @@ const void* Node::address(const Attribute& attribute) const {
   return reinterpret_cast<const char*>(&call_) + attribute.at;
 }
 
-Value Node::value(const Attribute& attribute) const {
-  const int32_t number = int_at(call_, attribute.at);
-  if (attribute.kind == Kind::INT) return number;
-  if (attribute.kind == Kind::DTYPE) return DTYPES[number];
-  float real;
-  std::memcpy(&real, address(attribute), sizeof real);
-  return real;
-}
+std::string_view Node::word(const Attribute& attribute) const { return DTYPES[int_at(call_, attribute.at)]; }
 
 size_t Node::serialized_bytes() const { return sizeof HEADER + of_->attributes.size() * ATTRIBUTE_BYTES; }
 

@@ -96,8 +96,8 @@ class Node {
   const std::vector<Tensor>& inputs() const { return inputs_; }
   const std::vector<Tensor>& outputs() const { return outputs_; }
 
-  Value value(const Attribute& attribute) const;
-  const void* address(const Attribute& attribute) const;  // of its four bytes
+  const void* address(const Attribute& attribute) const;    // of its four bytes
+  std::string_view word(const Attribute& attribute) const;  // of a DTYPE; constant
   size_t serialized_bytes() const;
   void serialize(void* to) const;
 

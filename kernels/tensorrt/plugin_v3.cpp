@@ -116,7 +116,7 @@ class Plugin final : public nvinfer1::IPluginV3,
  private:
   nvinfer1::PluginField field(const Attribute& attribute) const {
     if (attribute.kind != Kind::DTYPE) return {attribute.name, node_.address(attribute), field_type(attribute.kind), 1};
-    const std::string_view word = std::get<std::string_view>(node_.value(attribute));
+    const std::string_view word = node_.word(attribute);
     return {attribute.name, word.data(), field_type(attribute.kind), int32_t(word.size())};
   }
 
