@@ -1,0 +1,172 @@
+"""What `edge4d profile` measured: stages, their layers, and the frames drawn after them, as data and as JSON."""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from edge4d.runtime.errors import InvalidRequest
+
+FORMAT = 1  # of the JSON; a reader refuses every other number
+_KINDS = {str: "a text", int: "a whole number from 0", float: "a finite number from 0"}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a stage: a node of ONNX Runtime, a layer of TensorRT, or an operator of edge4d.
+
+    Attributes:
+        name: as the backend calls it.
+        kind: "Conv", "MatMul", ...; an operator of edge4d by its name.
+        dtype: of its first floating output, such as "float32", "float16" or "int8"; "" where not known.
+        ms: median milliseconds of a run.
+        average_ms: mean milliseconds of a run.
+        start_ms: milliseconds from the stage's begin, in the run of median length.
+        flops: of one run, where a multiplication with its addition counts as 2; 0 where not known.
+        bytes: of inputs, weights and outputs, each once.
+        inputs, outputs: "name float32[1,3,256,448]", or what of it is known.
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    ms: float
+    average_ms: float
+    start_ms: float
+    flops: int
+    bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class StageProfile:
+    """One stage in one precision.
+
+    Attributes:
+        name, precision: which one.
+        runs_ms: milliseconds on the host's clock of each measured run, without per-layer profiling.
+        layers: measured in separate runs, in order of execution; none where the backend cannot.
+        inputs, outputs: the type of each tensor, such as "float32[1,3,256,448]".
+        weights_bytes: constants of the graphs.
+        activation_bytes: the most that a layer's inputs and outputs take, or the backend's own figure; 0 where unknown.
+    """
+
+    name: str
+    precision: str
+    runs_ms: tuple[float, ...]
+    layers: tuple[Layer, ...]
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    weights_bytes: int
+    activation_bytes: int
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A bundle on one machine.
+
+    Attributes:
+        bundle, backend: their names.
+        about: what was measured with what: versions, machine, cores or GPU, command, date.
+        size: (width, height) at which the networks saw the photograph.
+        stages: every precision of the first stage, then of the next one.
+        render_ms: milliseconds of each frame drawn after the stages; none where there is nothing to draw.
+        peak_flops: float32 operations per second of a matrix product on this machine; 0 where unknown.
+        peak_bandwidth: bytes per second that a copy reads and writes; 0 where unknown.
+    """
+
+    bundle: str
+    backend: str
+    about: Mapping[str, str]
+    size: tuple[int, int]
+    stages: tuple[StageProfile, ...]
+    render_ms: tuple[float, ...]
+    peak_flops: float
+    peak_bandwidth: float
+
+
+def to_json(profile: Profile) -> dict[str, Any]:
+    """A profile as an object of JSON: the attributes' names, lists, and `format`."""
+    return {"format": FORMAT, **dataclasses.asdict(profile, dict_factory=_with_lists)}
+
+
+def profile_from_json(node: object) -> Profile:
+    """The profile that `to_json` made `node` of; members that it does not know are skipped.
+
+    Raises:
+        InvalidRequest: a member is missing or has a value that no profile has. The message names it.
+    """
+    if isinstance(node, dict) and node.get("format", FORMAT) != FORMAT:
+        _refuse("profile.format", node["format"], f"{FORMAT}, the format of this version")
+    profile: Profile = _value(Profile, node, "profile")
+    if 0 in profile.size:
+        _refuse("profile.size", list(profile.size), "two numbers from 1")
+    return profile
+
+
+def _with_lists(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in pairs}
+
+
+def _value(kind: Any, node: object, where: str) -> Any:
+    """`node` as a value of the annotation `kind`: a dataclass, a tuple, a mapping of texts, a text or a number."""
+    if dataclasses.is_dataclass(kind):
+        return _object(kind, node, where)
+    if get_origin(kind) is tuple:
+        return _tuple(get_args(kind), node, where)
+    if get_origin(kind) is collections.abc.Mapping:
+        return _texts(node, where)
+    if type(node) is kind and (kind is str or _in_range(node)):
+        return node
+    if kind is float and type(node) is int and _in_range(node):  # JSON has one kind of number
+        return float(node)
+    return _refuse(where, node, _KINDS[kind])
+
+
+def _object(kind: Any, node: object, where: str) -> Any:
+    if not isinstance(node, dict):
+        _refuse(where, node, "an object")
+    values = {}
+    for name, annotation in get_type_hints(kind).items():
+        if name not in node:
+            _refuse(f"{where}.{name}", None, "there")
+        values[name] = _value(annotation, node[name], f"{where}.{name}")
+    return kind(**values)
+
+
+def _tuple(kinds: tuple[Any, ...], node: object, where: str) -> tuple[Any, ...]:
+    if not isinstance(node, list):
+        _refuse(where, node, "a list")
+    if kinds[-1] is Ellipsis:
+        kinds = (kinds[0],) * len(node)
+    if len(node) != len(kinds):
+        _refuse(where, node, f"a list of {len(kinds)}")
+    return tuple(_value(kind, part, f"{where}[{index}]") for index, (kind, part) in enumerate(zip(kinds, node)))
+
+
+def _texts(node: object, where: str) -> dict[str, str]:
+    if not isinstance(node, dict):
+        _refuse(where, node, "an object")
+    return {str(key): _value(str, text, f"{where}.{key}") for key, text in node.items()}
+
+
+def _in_range(number: Any) -> bool:
+    """Whether it is finite, not negative, and small enough for a float."""
+    try:
+        return math.isfinite(number) and number >= 0
+    except OverflowError:
+        return False
+
+
+def _refuse(where: str, found: object, expected: str) -> NoReturn:
+    text = repr(found)
+    raise InvalidRequest(
+        "That is not a profile of edge4d.",
+        note=f"{where} is {text if len(text) <= 80 else text[:77] + '...'}, expected to be {expected}.",
+        hint="Measure again with this version: edge4d profile BUNDLE -o DIR",
+    )
