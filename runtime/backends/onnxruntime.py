@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
 from importlib import import_module
-from typing import Any, Callable, Optional
+from pathlib import Path
+from typing import Any, Optional, Protocol
 
 from numpy.typing import NDArray
 
@@ -19,9 +23,9 @@ from edge4d.runtime.errors import (
     InvalidRequest,
     LibraryNotFound,
 )
+from edge4d.runtime.layers import LayerRun
 
 Arrays = dict[str, NDArray[Any]]
-_Call = Callable[[Arrays], Arrays]
 _TENSOR_TYPES = {
     "float32": "tensor(float)",
     "float16": "tensor(float16)",
@@ -65,6 +69,21 @@ class OnnxRuntimeBackend:
         """`engine` for a stage that is in no bundle yet."""
         return OnnxRuntimeEngine(stage, precision, self._options())
 
+    def layer_runs(
+        self, stage: Stage, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> list[list[LayerRun]]:
+        """The nodes that ONNX Runtime ran after its optimisations, and the operators; see `MeasuresLayers`."""
+        from edge4d.runtime.backends.onnxruntime_layers import LayerClock
+
+        with tempfile.TemporaryDirectory(prefix="edge4d-") as folder:
+            options = self._options()
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder, stage.name))
+            with closing(LayerClock(stage, precision, options)) as clock:
+                for _ in range(runs):
+                    clock.run(inputs)
+                return clock.layer_runs()
+
     def _options(self) -> Any:
         options = self._onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -85,7 +104,7 @@ class OnnxRuntimeEngine(StageEngine):
     def __init__(self, stage: Stage, precision: str, options: Any) -> None:
         super().__init__(stage)
         steps = stage.graph(precision).steps
-        self._calls = [_call(stage, step, options) for step in steps]
+        self._calls: list[Call] = [_call(stage, step, options) for step in steps]
         self._dead = _names_after_last_use(steps, keep={tensor.name for tensor in stage.outputs})
 
     def _run(self, inputs: Arrays) -> Arrays:
@@ -126,35 +145,50 @@ def _names_after_last_use(steps: tuple[Step, ...], keep: set[str]) -> list[set[s
     return dead[::-1]
 
 
-def _call(stage: Stage, step: Step, options: Any) -> _Call:
+class Call(Protocol):
+    """A step that is ready to run: the tensors so far by name in, those that it makes out."""
+
+    @property
+    def step(self) -> Step: ...
+
+    def __call__(self, values: Arrays) -> Arrays: ...
+
+
+def _call(stage: Stage, step: Step, options: Any) -> Call:
     if isinstance(step, SessionStep):
-        return _session_call(stage, step, options)
-    return _operator_call(stage, step, options.intra_op_num_threads)
+        return SessionCall(stage, step, options)
+    return OperatorCall(stage, step, options.intra_op_num_threads)
 
 
 # ---- sessions -------------------------------------------------------------------------------------------------------
 
 
-def _session_call(stage: Stage, step: SessionStep, options: Any) -> _Call:
-    session = _session(stage, step, options)
-    _check_session(stage, step, session)
+class SessionCall:
+    """A graph between operators."""
 
-    def call(values: Arrays) -> Arrays:
+    def __init__(self, stage: Stage, step: SessionStep, options: Any) -> None:
+        self.step = step
+        self.session = _session(stage, step, options)
+        self._stage = stage.name
+        _check_session(stage, step, self.session)
+
+    def __call__(self, values: Arrays) -> Arrays:
+        step = self.step
         try:
-            results = session.run(list(step.outputs), {name: values[name] for name in step.inputs})
+            results = self.session.run(list(step.outputs), {name: values[name] for name in step.inputs})
         except Exception as error:  # ONNX Runtime's exceptions have no base of their own
             raise EngineFailed(
-                f"ONNX Runtime stopped in stage '{stage.name}'.",
+                f"ONNX Runtime stopped in stage '{self._stage}'.",
                 note=_first_line(error),
                 hint="A smaller --size needs less memory.",
             ) from error
         return dict(zip(step.outputs, results))
 
-    return call
-
 
 def _session(stage: Stage, step: SessionStep, options: Any) -> Any:
     onnxruntime = _onnxruntime()
+    # Where profiling is on: by the millisecond alone, the files of two sessions may have the same name.
+    options.profile_file_prefix = str(Path(options.profile_file_prefix).with_name(step.onnx.stem))
     try:
         return onnxruntime.InferenceSession(str(step.onnx), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above
@@ -189,18 +223,22 @@ def _first_line(error: Exception) -> str:
 # ---- operators ------------------------------------------------------------------------------------------------------
 
 
-def _operator_call(stage: Stage, step: OperatorStep, threads: int) -> _Call:
-    function = getattr(import_module("edge4d.kernels.cpu"), OPERATORS[step.operator].function)
+class OperatorCall:
+    """One of edge4d's operators."""
 
-    def call(values: Arrays) -> Arrays:
+    def __init__(self, stage: Stage, step: OperatorStep, threads: int) -> None:
+        self.step = step
+        self._function = getattr(import_module("edge4d.kernels.cpu"), OPERATORS[step.operator].function)
+        self._stage, self._threads = stage.name, threads
+
+    def __call__(self, values: Arrays) -> Arrays:
+        step = self.step
         try:
-            results = function(*(values[name] for name in step.inputs), **step.attributes, threads=threads)
+            results = self._function(*(values[name] for name in step.inputs), **step.attributes, threads=self._threads)
         except LibraryNotFound:
             raise
         except (Edge4DError, MemoryError) as error:
             raise EngineFailed(
-                f"{step.operator} stopped in stage '{stage.name}'.", note=" ".join(str(error).splitlines())
+                f"{step.operator} stopped in stage '{self._stage}'.", note=" ".join(str(error).splitlines())
             ) from error
         return dict(zip(step.outputs, results if isinstance(results, tuple) else (results,)))
-
-    return call

@@ -1,0 +1,101 @@
+"""The layers of a stage as a backend measures them, one run at a time, and what is known about them besides time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+from numpy.typing import NDArray
+
+from edge4d.runtime.bundle import Stage
+
+_COMPUTED_IN = ("float32", "float16", "bfloat16", "float64", "int8")
+
+
+class TensorType(NamedTuple):
+    """What a layer takes or gives; `name` is "" where the backend does not say it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """Such as "depth float32[1,1,256,448]"."""
+        return f"{self.name} {self.dtype}[{','.join(map(str, self.shape))}]".lstrip()
+
+
+class LayerRun(NamedTuple):
+    """One run of a layer.
+
+    Attributes:
+        name, kind: as in `edge4d.runtime.profile.Layer`.
+        start_ms: milliseconds from the stage's begin.
+        ms: how long it took.
+        inputs, outputs: with weights among the inputs, where the backend names them there.
+        weights_bytes: its constants.
+        bytes: inputs, weights and outputs.
+    """
+
+    name: str
+    kind: str
+    start_ms: float
+    ms: float
+    inputs: tuple[TensorType, ...]
+    outputs: tuple[TensorType, ...]
+    weights_bytes: int
+    bytes: int
+
+
+@runtime_checkable
+class MeasuresLayers(Protocol):
+    """A backend that can look inside a stage."""
+
+    def layer_runs(
+        self, stage: Stage, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> list[list[LayerRun]]:
+        """The layers in order of execution, the same ones in each of `runs` runs.
+
+        A clock at every layer takes time: the sum of the layers is more than a run without them.
+        """
+
+
+def dtype(outputs: Sequence[TensorType]) -> str:
+    """In which a layer with these outputs computes: that of the first floating or quantized one, else ""."""
+    return next((output.dtype for output in outputs if output.dtype in _COMPUTED_IN), "")
+
+
+def flops(kind: str, inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
+    """Operations of a convolution or matrix product, where a multiplication with its addition counts as 2; else 0."""
+    count = _FLOPS.get(kind)
+    return count(inputs, outputs) if count and len(inputs) > 1 and outputs else 0
+
+
+def _convolution(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
+    weights = inputs[1].shape  # [output channels, input channels of a group, *kernel]
+    return 2 * math.prod(outputs[0].shape) * math.prod(weights[1:])
+
+
+def _transposed_convolution(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
+    weights = inputs[1].shape  # [input channels, output channels of a group, *kernel]
+    return 2 * math.prod(inputs[0].shape) * math.prod(weights[1:])
+
+
+def _matrix_product(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
+    return 2 * math.prod(outputs[0].shape) * (inputs[0].shape[-1] if inputs[0].shape else 1)
+
+
+def _gemm(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
+    """Of MxK times KxN, either of which may be given transposed: K² = MK · KN / MN."""
+    result = math.prod(outputs[0].shape)
+    return 2 * result * math.isqrt(math.prod(inputs[0].shape) * math.prod(inputs[1].shape) // max(result, 1))
+
+
+_FLOPS = {
+    "Conv": _convolution,
+    "FusedConv": _convolution,  # with its activation, in ONNX Runtime
+    "ConvTranspose": _transposed_convolution,
+    "MatMul": _matrix_product,
+    "Gemm": _gemm,
+    "FusedGemm": _gemm,
+}
