@@ -57,18 +57,19 @@ class Part(NamedTuple):
     inputs: tuple[str, ...]
 
 
-def target(library: str, device: Optional[str] = None) -> Target:
+def target(library: str, device: Optional[str] = None, *, version: Optional[str] = None) -> Target:
     """What `library` builds for here.
 
     Args:
         library: "tensorrt" or "tensorrt_rtx".
         device: a compute capability, such as "sm_89"; the GPU that is here without it. TensorRT builds for that alone.
+        version: the library's, if it is known; finding it out takes a process.
 
     Raises:
         InvalidRequest: `device` is none, or another than the GPU's with TensorRT.
         BackendUnavailable: the library is not installed, or there is no GPU and it needs one.
     """
-    version = library_version(library)
+    version = version or library_version(library)
     wanted = None if device is None else _compute_capability(device)
     if library == "tensorrt_rtx" and wanted is not None:
         return Target(library, version, wanted)
@@ -116,14 +117,38 @@ def engines(
     """
     for stage in bundle.stages.values():
         for part in parts(stage, precision, target.library):
-            wanted = request(stage, part, precision, target, options)
-            yield part.name, _engine(wanted, key(bundle, part, target, wanted), cache, partial(report, part.name))
+            say = partial(report, part.name)
+            yield part.name, cached_engine(bundle, stage, part, precision, target, cache, options=options, report=say)
 
 
-def _engine(
-    wanted: BuildRequest, key: EngineKey, cache: EngineCache, report: Callable[[Progress], None]
+def cached_engine(
+    bundle: Bundle,
+    stage: Stage,
+    part: Part,
+    precision: str,
+    target: Target,
+    cache: EngineCache,
+    *,
+    options: BuildOptions = DEFAULTS,
+    check: Callable[[bytes], object] = lambda data: None,
+    report: Callable[[Progress], None] = lambda progress: None,
 ) -> CachedEngine:
-    return cache.get(key, build=lambda _: engine_from_onnx(wanted, report), report=lambda text: report(Progress(text)))
+    """The engine of a part of a stage.
+
+    Args:
+        check: raises InvalidEngine for one that cannot be loaded; see `EngineCache.get`.
+        report: is told the progress of its build.
+
+    Raises:
+        EngineNotBuilt: TensorRT refused the graph.
+    """
+    wanted = request(stage, part, precision, target, options)
+    return cache.get(
+        key(bundle, part, target, wanted),
+        build=lambda _: engine_from_onnx(wanted, report),
+        check=check,
+        report=lambda text: report(Progress(text)),
+    )
 
 
 def parts(stage: Stage, precision: str, library: str) -> list[Part]:

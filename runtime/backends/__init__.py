@@ -22,7 +22,7 @@ class Backend(Protocol):
 def backend(name: str = "auto", *, threads: Optional[int] = None) -> Backend:
     """The backend of that name; "auto" is the fastest that works here.
 
-    With "cuda" the GPU draws (`draws_on_gpu`), and networks run on ONNX Runtime.
+    With "cuda" the GPU draws (`draws_on_gpu`), and networks run on ONNX Runtime; with "tensorrt" they run there too.
 
     Args:
         name: "auto" or one of `BACKENDS`.
@@ -35,6 +35,10 @@ def backend(name: str = "auto", *, threads: Optional[int] = None) -> Backend:
     _check_name(name)
     if name == "cuda":
         draws_on_gpu(name)
+    if name == "tensorrt":
+        from edge4d.runtime.backends.tensorrt import TensorRtBackend
+
+        return TensorRtBackend()
     from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
 
     return OnnxRuntimeBackend(threads)
@@ -54,7 +58,7 @@ def draws_on_gpu(name: str) -> bool:
     try:
         cuda.check()
     except BackendUnavailable:
-        if name == "cuda":
+        if name != "auto":
             raise
         return False
     return True
@@ -65,9 +69,10 @@ def _check_name(name: str) -> None:
         raise InvalidRequest(
             f"There is no backend '{name}'.", hint=f"Use auto, {', '.join(BACKENDS[:-1])} or {BACKENDS[-1]}."
         )
-    if name.startswith("tensorrt"):
+    if name == "tensorrt_rtx":
         raise BackendUnavailable(
-            f"This version of edge4d has no backend '{name}'.", hint="Use --backend onnxruntime, which runs everywhere."
+            "This version of edge4d builds engines of TensorRT-RTX and does not run them.",
+            hint="Use --backend onnxruntime, which runs everywhere.",
         )
 
 

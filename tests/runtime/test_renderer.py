@@ -178,16 +178,17 @@ def test_backends_by_name():
     assert isinstance(Renderer(scene(), backend="auto").on_gpu, bool)
     with pytest.raises(InvalidRequest, match="no backend 'vulkan'"):
         Renderer(scene(), backend="vulkan")
-    with pytest.raises(BackendUnavailable, match="no backend 'tensorrt'"):
-        render(scene(), backend="tensorrt")
+    with pytest.raises(BackendUnavailable, match="does not run them"):
+        render(scene(), backend="tensorrt_rtx")
 
 
 def test_without_the_cuda_kernels_auto_is_the_cpu(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGE4D_LIBRARY", str(tmp_path))
     _library.load_cuda.cache_clear()
     assert not Renderer(scene()).on_gpu
-    with pytest.raises(BackendUnavailable, match=r"(?s)CUDA kernels are not there.*nvcc"):
-        Renderer(scene(), backend="cuda")
+    for name in ("cuda", "tensorrt"):
+        with pytest.raises(BackendUnavailable, match=r"(?s)CUDA kernels are not there.*nvcc"):
+            Renderer(scene(), backend=name)
 
 
 def test_frames_belong_to_the_caller(backend):

@@ -1,0 +1,110 @@
+"""TensorRT against ONNX Runtime on the shipped bundle, where TensorRT and a GPU are; and what is said where not."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge4d.runtime.backends import backend
+from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from edge4d.runtime.bundle import Bundle
+from edge4d.runtime.engine_cache import EngineCache
+from edge4d.runtime.errors import BackendUnavailable, EngineFailed, InvalidTensor
+
+STREET = Bundle.load("street")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorrt") is not None, reason="TensorRT is installed")
+def test_without_tensorrt() -> None:
+    with pytest.raises(BackendUnavailable, match=r"TensorRT is not installed[\s\S]*edge4d\[tensorrt\]"):
+        backend("tensorrt")
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> EngineCache:
+    return EngineCache(tmp_path_factory.mktemp("engines"))
+
+
+@pytest.fixture
+def tensorrt(cache: EngineCache) -> Any:
+    pytest.importorskip("tensorrt")
+    from edge4d.runtime.backends.tensorrt import TensorRtBackend
+
+    return TensorRtBackend(cache)
+
+
+def photograph(width: int, height: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    coarse = rng.random((1, 3, height // 16, width // 16), np.float32)
+    intrinsics = np.array([[0.87 * width, 0.87 * width, 0.5 * width, 0.5 * height]], np.float32)
+    return {"image": coarse.repeat(16, 2).repeat(16, 3), "intrinsics": intrinsics}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("size", [(448, 256), (64, 64), (1024, 512)])
+# TensorRT sums in another order: float32 rounds at 6e-8 a product, over some thousand of them; half at 5e-4.
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-3), ("fp16", 3e-2)])
+def test_stages_are_those_of_onnx_runtime(
+    tensorrt: Any, size: tuple[int, int], precision: str, tolerance: float
+) -> None:
+    inputs = photograph(*size)
+    with OnnxRuntimeBackend().engine(STREET, "perceive", precision) as reference:
+        expected = reference.run(inputs)
+    with tensorrt.engine(STREET, "perceive", precision) as engine:
+        found = engine.run(inputs)
+    assert np.mean(np.abs(found["depth"] / expected["depth"] - 1) > tolerance) < 1e-3
+    assert np.mean(found["instances"] != expected["instances"]) < 0.02
+
+    width, height = size
+    core = {**inputs, **expected, "noise": np.zeros((1, 8, height // 16, width // 16), np.float32)}
+    with OnnxRuntimeBackend().engine(STREET, "core", precision) as reference:
+        expected = reference.run(core)
+    with tensorrt.engine(STREET, "core", precision) as engine:
+        found = engine.run(core)
+    np.testing.assert_array_equal(found["groups"], expected["groups"])
+    for name in ("means", "scales", "opacities", "colors", "velocity"):
+        scale = np.abs(expected[name]).max()
+        assert np.mean(np.abs(found[name] - expected[name]) > tolerance * scale) < 1e-3, name
+
+
+@pytest.mark.gpu
+def test_shapes_may_change_and_outputs_are_the_callers(tensorrt: Any) -> None:
+    with tensorrt.engine(STREET, "perceive", "fp16") as engine:
+        first = engine.run(photograph(128, 64))["depth"]
+        kept = first.copy()
+        assert engine.run(photograph(64, 96))["depth"].shape == (1, 1, 96, 64)
+        np.testing.assert_array_equal(first, kept)
+        np.testing.assert_array_equal(engine.run(photograph(128, 64))["depth"], first)
+        with pytest.raises(InvalidTensor):
+            engine.run(photograph(80, 64))
+    with pytest.raises(EngineFailed, match="closed"):
+        engine.run(photograph(128, 64))
+
+
+@pytest.mark.gpu
+def test_engines_come_out_of_the_cache(tensorrt: Any, cache: EngineCache) -> None:
+    tensorrt.engine(STREET, "perceive", "fp16").close()
+    entries = [entry for entry in cache.entries() if entry.path.name.startswith("street.perceive")]
+    before = {entry.path: entry.path.stat().st_mtime_ns for entry in entries}
+    assert before
+    tensorrt.engine(STREET, "perceive", "fp16").close()
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.gpu
+def test_an_engine_that_tensorrt_does_not_take_is_built_again(tensorrt: Any, cache: EngineCache) -> None:
+    tensorrt.engine(STREET, "perceive", "fp16").close()
+    (path,) = (e.path for e in cache.entries() if ".perceive." in e.path.name and ".fp16." in e.path.name)
+    foreign = b"no engine, but what the manifest says"
+    path.write_bytes(foreign)
+    manifest = path.with_name(path.name + ".json")
+    told = {"bytes": len(foreign), "sha256": hashlib.sha256(foreign).hexdigest()}
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), **told}))
+    with tensorrt.engine(STREET, "perceive", "fp16") as engine:
+        assert engine.run(photograph(64, 64))["depth"].shape == (1, 1, 64, 64)
+    assert path.read_bytes() != foreign
