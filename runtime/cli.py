@@ -78,7 +78,10 @@ Output = Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="A .
 Bundle = Annotated[str, typer.Option(metavar="NAME|DIR", help="A bundle that comes with edge4d, or the folder of one.")]
 Backend = Annotated[
     str,
-    typer.Option(metavar="auto|onnxruntime|cuda", help="onnxruntime: all on the CPU; cuda: the GPU draws."),
+    typer.Option(
+        metavar="auto|onnxruntime|cuda|tensorrt",
+        help="onnxruntime: all on the CPU; cuda: the GPU draws; tensorrt: networks run there too.",
+    ),
 ]
 Precision = Annotated[
     Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; its first one if not given.")
