@@ -8,6 +8,7 @@ with 2. Results go to standard output, progress and tables to standard error.
 import importlib
 import json
 import math
+import statistics
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 import edge4d
 from edge4d.runtime.errors import BackendUnavailable, Edge4DError, InvalidRequest
@@ -409,6 +411,100 @@ def build(
             _screen.print(f"{name}  {_megabytes(len(engine.data))}  {told}", highlight=False)
             if engine.path is not None:
                 print(engine.path)
+
+
+# --- profile ----------------------------------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="Example: edge4d profile street --precision fp16 --runs 100 -o profile-now --against profile-before"
+)
+def profile(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's name, or the folder of one.")],
+    output: Annotated[
+        Optional[Path], typer.Option("--output", "-o", metavar="DIR", help="Where to; profile-BUNDLE if not given.")
+    ] = None,
+    backend: Backend = "auto",
+    precision: Annotated[
+        Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; all of them if not given.")
+    ] = None,
+    size: Size = None,
+    runs: Annotated[int, typer.Option(metavar="N", min=1, help="Measured runs of each stage.")] = 30,
+    frames: Annotated[int, typer.Option(metavar="N", min=0, help="Frames to draw afterwards.")] = 24,
+    against: Annotated[
+        Optional[Path], typer.Option(metavar="DIR", help="An older profile's folder, to compare with.")
+    ] = None,
+) -> None:
+    """Measure every stage and layer of a bundle, and how fast its scene is drawn.
+
+    The folder then holds a report to look at (report.html), a trace for Perfetto or Chrome (trace.json), and the files
+    of trtexec's --exportTimes, --exportProfile and --exportLayerInfo for every stage and precision.
+    """
+    from edge4d.runtime.bundle import Bundle as BundleFolder
+    from edge4d.runtime.profile_files import read_profile, write_profile, write_text
+    from edge4d.runtime.profile_report import html
+    from edge4d.runtime.profiler import profile_bundle
+
+    found = BundleFolder.load(bundle)
+    older = None if against is None else read_profile(against)
+    precisions = None if precision is None else (precision,)
+    with _progress("Measuring") as progress:
+        measured = profile_bundle(
+            found,
+            backend,
+            precisions=precisions,
+            size=_size(size),
+            runs=runs,
+            frames=frames,
+            report=progress,
+        )
+    folder = output or Path(f"profile-{found.name}")
+    write_profile(measured, folder)
+    write_text(folder / "report.html", html(measured, older))
+    _screen.print(_profile_table(measured, older))
+    if measured.render_ms:
+        _screen.print(_frames_line(measured, older), highlight=False)
+    print(folder)
+    print(folder / "report.html")
+
+
+def _profile_table(profile: Any, older: Any) -> Table:
+    """A row for each stage and precision; the ratio is to the older profile's P50, below 1 is faster."""
+    import numpy as np
+
+    table = Table("stage", "precision", "P50 ms", "P95 ms", "P99 ms", "weights MB", box=None, pad_edge=False)
+    for column in table.columns[2:]:
+        column.justify = "right"
+    if older is not None:
+        table.add_column("ratio", justify="right")
+    table.add_column("longest layers")
+    before = {} if older is None else {(stage.name, stage.precision): stage.runs_ms for stage in older.stages}
+    for stage in profile.stages:
+        cells = [stage.name, stage.precision, *(f"{ms:.2f}" for ms in np.percentile(stage.runs_ms, (50, 95, 99)))]
+        cells.append(f"{stage.weights_bytes / 1e6:.1f}")
+        if older is not None:
+            cells.append(_ratio(stage.runs_ms, before.get((stage.name, stage.precision), ())))
+        table.add_row(*cells, _longest_layers(stage.layers))
+    return table
+
+
+def _longest_layers(layers: Any) -> Text:
+    """The three that take most, with their shares of all."""
+    total = sum(layer.ms for layer in layers) or 1.0
+    longest = sorted(layers, key=lambda layer: layer.ms, reverse=True)[:3]
+    lines = (f"{100 * layer.ms / total:2.0f} % {_printable(layer.name)}" for layer in longest)
+    return Text("\n".join(lines), overflow="fold")
+
+
+def _frames_line(profile: Any, older: Any) -> str:
+    ratio = "" if older is None else f", ratio {_ratio(profile.render_ms, older.render_ms)}"
+    return f"Frames: {1e3 * len(profile.render_ms) / sum(profile.render_ms):.1f} frames/s{ratio}"
+
+
+def _ratio(times: Sequence[float], before: Sequence[float]) -> str:
+    """Of the medians; - where there was nothing to compare with."""
+    median = statistics.median(before) if before else 0.0
+    return f"{statistics.median(times) / median:.2f}" if median else "-"
 
 
 # --- the engine cache -------------------------------------------------------------------------------------------------

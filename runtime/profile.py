@@ -52,7 +52,7 @@ class StageProfile:
         runs_ms: milliseconds on the host's clock of each measured run, without per-layer profiling.
         layers: measured in separate runs, in order of execution; none where the backend cannot.
         inputs, outputs: the type of each tensor, such as "float32[1,3,256,448]".
-        weights_bytes: constants as the backend holds them, which may be wider than in the graph's file; 0 where unknown.
+        weights_bytes: constants as the backend holds them, maybe wider than in the graph's file; 0 where unknown.
         activation_bytes: the most that a layer's inputs and outputs take, or the backend's own figure; 0 where unknown.
     """
 

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
-COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "build", "doctor")
+COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "build", "profile", "doctor")
 
 # Imports the modules named on the command line where only NumPy, the standard library and edge4d exist.
 ISOLATED = """

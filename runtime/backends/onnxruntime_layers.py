@@ -69,7 +69,7 @@ class _Timed:
         if isinstance(self._call, SessionCall):
             events = json.loads(Path(self._call.session.end_profiling()).read_bytes())
             return [
-                [_node(event, start + 1e-3 * (event["ts"] - begin)) for event in nodes]
+                [_node(event, start + (event["ts"] - begin) / 1e3) for event in nodes]
                 for start, (begin, nodes) in zip(starts, _runs(events))
             ]
         return [[self._layer(start, 1e3 * (end - begin))] for start, (begin, end) in zip(starts, self.spans)]
@@ -105,7 +105,7 @@ def _node(event: dict[str, Any], start_ms: float) -> LayerRun:
         name=event["name"][: -len(_NODE)],
         kind=about["op_name"],
         start_ms=start_ms,
-        ms=1e-3 * event["dur"],
+        ms=event["dur"] / 1e3,
         inputs=_types(about.get("input_type_shape", ())),
         outputs=_types(about.get("output_type_shape", ())),
         weights_bytes=weights,

@@ -16,7 +16,7 @@ from PIL import Image
 import edge4d
 from edge4d.runtime import bundle_engines, cli
 
-COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "build", "doctor")
+COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "build", "profile", "doctor")
 
 
 @pytest.fixture

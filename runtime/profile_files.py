@@ -1,0 +1,184 @@
+"""A profile as files: our own JSON, what readers of trtexec's exports take, and a trace for Perfetto or Chrome.
+
+profile.json                     the whole profile; `read_profile` reads it back
+STAGE.PRECISION.times.json       of each run, as `trtexec --exportTimes`
+STAGE.PRECISION.profile.json     of each layer its time, as `trtexec --exportProfile`
+STAGE.PRECISION.layers.json      of each layer its tensors, as `trtexec --exportLayerInfo`
+trace.json                       a run of each stage, its layers, and the frames, on one line of time
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import statistics
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from edge4d.runtime.errors import InvalidRequest
+from edge4d.runtime.files import replacing
+from edge4d.runtime.profile import Profile, StageProfile, profile_from_json, to_json
+
+PROFILE = "profile.json"
+MAX_BYTES = 1 << 26
+
+_TENSOR = re.compile(r"(?:(?P<name>.*) )?(?P<dtype>\w+)\[(?P<shape>[\d,]*)\]")
+_FORMATS = {  # as TensorRT's engine inspector names them
+    "float32": "FP32",
+    "float16": "FP16",
+    "bfloat16": "BF16",
+    "int8": "Int8",
+    "uint8": "UInt8",
+    "int32": "Int32",
+    "int64": "Int64",
+    "bool": "Bool",
+}
+_STAGES, _LAYERS, _FRAMES = 1, 2, 3  # threads of the trace
+
+
+def write_profile(profile: Profile, folder: Path) -> None:
+    """Writes all files of a profile into `folder`, which is made if need be. Raises InvalidRequest where it cannot."""
+    files: dict[str, Any] = {PROFILE: to_json(profile), "trace.json": trace(profile)}
+    for stage in profile.stages:
+        name = f"{stage.name}.{stage.precision}"
+        files[f"{name}.times.json"] = times(stage)
+        files[f"{name}.profile.json"] = layer_times(stage)
+        files[f"{name}.layers.json"] = layer_info(stage)
+    for name, node in files.items():
+        write_text(folder / name, json.dumps(node, indent=1) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file of a profile. Raises InvalidRequest where it cannot."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequest(f"Cannot write {path}.", note=str(error), hint="Choose another folder: -o DIR") from error
+
+
+def read_profile(folder: Path) -> Profile:
+    """The profile that was written into `folder`. Raises InvalidRequest: there is none, or it is damaged."""
+    path = folder / PROFILE
+    hint = "Give a folder that `edge4d profile` wrote."
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES} bytes")
+        node = json.loads(data)
+    except OSError as error:
+        raise InvalidRequest(f"There is no profile in {folder}.", note=str(error), hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"{path} is damaged.", note=f"{error}.", hint=hint) from error
+    return profile_from_json(node)
+
+
+# --- as trtexec -------------------------------------------------------------------------------------------------------
+
+
+def times(stage: StageProfile) -> list[dict[str, float]]:
+    """Every run, one behind the other. The host's clock is round the whole run: no copies are told apart in it."""
+    runs, start = [], 0.0
+    for ms in stage.runs_ms:
+        end = start + ms
+        moments = {"Enq": (start, end), "H2d": (start, start), "Compute": (start, end), "D2h": (end, end)}
+        run = {f"{edge}{name}Ms": at for name, span in moments.items() for edge, at in zip(("start", "end"), span)}
+        runs.append({**run, "h2dMs": 0.0, "computeMs": ms, "d2hMs": 0.0, "latencyMs": ms})
+        start = end
+    return runs
+
+
+def layer_times(stage: StageProfile) -> list[dict[str, Any]]:
+    """The number of runs, and of every layer its times."""
+    runs = len(stage.runs_ms)
+    total = sum(layer.average_ms for layer in stage.layers) or 1.0
+    return [
+        {"count": runs},
+        *(
+            {
+                "name": layer.name,
+                "timeMs": runs * layer.average_ms,
+                "averageMs": layer.average_ms,
+                "medianMs": layer.ms,
+                "percentage": 100 * layer.average_ms / total,
+            }
+            for layer in stage.layers
+        ),
+    ]
+
+
+def layer_info(stage: StageProfile) -> dict[str, Any]:
+    """Every layer with its tensors, and the names of the stage's own."""
+    return {
+        "Layers": [
+            {
+                "Name": layer.name,
+                "LayerType": layer.kind,
+                "Inputs": _tensors(layer.inputs),
+                "Outputs": _tensors(layer.outputs),
+                "Precision": _FORMATS.get(layer.dtype, layer.dtype),
+            }
+            for layer in stage.layers
+        ],
+        "Bindings": [*stage.inputs, *stage.outputs],
+    }
+
+
+def _tensors(texts: Iterable[str]) -> list[dict[str, Any]]:
+    """Of "depth float32[1,1,256,448]", or of what is known of it."""
+    tensors = []
+    for text in texts:
+        match = _TENSOR.fullmatch(text)
+        name, dtype, shape = match.group("name", "dtype", "shape") if match else (text, "", "")
+        dims = [int(size) for size in shape.split(",") if size]
+        tensors.append({"Name": name or "", "Dimensions": dims, "Format/Datatype": _FORMATS.get(dtype, dtype)})
+    return tensors
+
+
+# --- as Perfetto and Chrome -------------------------------------------------------------------------------------------
+
+
+def trace(profile: Profile) -> dict[str, Any]:
+    """In the trace event format: a process of the backend's name, and a thread each for stages, layers and frames."""
+    return {
+        "traceEvents": [*_names(profile.backend), *_events(profile)],
+        "displayTimeUnit": "ms",
+        "otherData": dict(profile.about),
+    }
+
+
+def _names(backend: str) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": backend}}
+    for thread, name in ((_STAGES, "stages"), (_LAYERS, "layers"), (_FRAMES, "rendering")):
+        yield {"ph": "M", "name": "thread_name", "pid": 1, "tid": thread, "args": {"name": name}}
+
+
+def _events(profile: Profile) -> Iterator[dict[str, Any]]:
+    """Each stage's usual run, with its layers below it: their clocks make those the longer ones."""
+    now = 0.0
+    for stage in profile.stages:
+        ms = statistics.median(stage.runs_ms) if stage.runs_ms else 0.0
+        yield _event(_STAGES, stage.name, now, ms, precision=stage.precision)
+        yield from _layer_events(stage, now)
+        now += max([ms, *(layer.start_ms + layer.ms for layer in stage.layers)])
+    for number, ms in enumerate(profile.render_ms):
+        yield _event(_FRAMES, f"frame {number}", now, ms)
+        now += ms
+
+
+def _layer_events(stage: StageProfile, begin_ms: float) -> Iterator[dict[str, Any]]:
+    """Starts are of one run and durations of all: a layer is cut where the next one starts, which readers insist on."""
+    starts = [layer.start_ms for layer in stage.layers]
+    for layer, start, following in zip(stage.layers, starts, [*starts[1:], math.inf]):
+        ms = min(layer.ms, max(following - start, 0.0))
+        about = {"kind": layer.kind, "precision": stage.precision, "dtype": layer.dtype, "median_ms": layer.ms}
+        yield _event(_LAYERS, layer.name, begin_ms + start, ms, **about)
+
+
+def _event(thread: int, name: str, start_ms: float, ms: float, **about: Any) -> dict[str, Any]:
+    event = {"ph": "X", "name": name, "pid": 1, "tid": thread, "ts": 1e3 * start_ms, "dur": 1e3 * ms}
+    return {**event, "args": about} if about else event
