@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections.abc
 import dataclasses
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -101,8 +102,8 @@ def profile_from_json(node: object) -> Profile:
     Raises:
         InvalidRequest: a member is missing or has a value that no profile has. The message names it.
     """
-    if isinstance(node, dict) and node.get("format", FORMAT) != FORMAT:
-        _refuse("profile.format", node["format"], f"{FORMAT}, the format of this version")
+    if isinstance(node, dict) and node.get("format") != FORMAT:
+        _refuse("profile.format", node.get("format"), f"{FORMAT}, the format of this version")
     profile: Profile = _value(Profile, node, "profile")
     if 0 in profile.size:
         _refuse("profile.size", list(profile.size), "two numbers from 1")
@@ -164,9 +165,8 @@ def _in_range(number: Any) -> bool:
 
 
 def _refuse(where: str, found: object, expected: str) -> NoReturn:
-    text = repr(found)
     raise InvalidRequest(
         "That is not a profile of edge4d.",
-        note=f"{where} is {text if len(text) <= 80 else text[:77] + '...'}, expected to be {expected}.",
+        note=f"{where} is {reprlib.repr(found)}, expected to be {expected}.",
         hint="Measure again with this version: edge4d profile BUNDLE -o DIR",
     )
