@@ -1,0 +1,229 @@
+"""The sections of the profile report that are about layers."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from edge4d.runtime import profile_page as page
+from edge4d.runtime import profile_pictures as pictures
+from edge4d.runtime.profile import Layer, Profile, StageProfile
+from edge4d.runtime.profile_pictures import Box, Dot, Row, number, quantity, text
+from edge4d.runtime.profile_statistics import layer_ms, median, precisions
+
+TOP_LAYERS = 10
+_COLOURS = 7  # k0 to k6 of the style sheet; rarer kinds are grey
+
+
+def timeline(profile: Profile) -> str:
+    rows, total = [], 0.0
+    colours = _kind_colours(profile)
+    for precision in precisions(profile):
+        above, below, total_of_precision = _tracks(profile, precision, colours)
+        rows += [Row(precision, above), *([Row("", below)] if below else [])]
+        total = max(total, total_of_precision)
+    if not total:
+        return page.missing("No stage was timed.")
+    note = (
+        "Stages after each other, and below them their layers in a run of median length with per-layer profiling, "
+        "which can make a stage longer than in the table above. Point at a box to see its name."
+    )
+    return pictures.timeline(rows, total) + page.legend(colours) + page.note(note)
+
+
+def _tracks(
+    profile: Profile, precision: str, colours: Mapping[str, str]
+) -> tuple[tuple[Box, ...], tuple[Box, ...], float]:
+    """Boxes of the stages and of their layers in one precision, and when the last stage ends."""
+    stages: list[Box] = []
+    layers: list[Box] = []
+    start = 0.0
+    for stage in profile.stages:
+        if stage.precision == precision:
+            length = _length(stage)
+            title = f"{stage.name}, {precision}: {number(length)} ms"
+            stages.append(Box(start, length, stage.name, title, "stage"))
+            layers += _layer_boxes(stage.layers, start, colours)
+            start += length
+    return tuple(stages), tuple(layers), start
+
+
+def _length(stage: StageProfile) -> float:
+    end = max((layer.start_ms + layer.ms for layer in stage.layers), default=0.0)
+    return max(end, median(stage.runs_ms) if stage.runs_ms else 0.0)
+
+
+def _layer_boxes(layers: Sequence[Layer], start: float, colours: Mapping[str, str]) -> Iterator[Box]:
+    for layer, following in itertools.zip_longest(layers, layers[1:]):
+        # The length is a median and the start is of one run: they may not quite fit together.
+        room = following.start_ms - layer.start_ms if following else math.inf
+        size = min(layer.ms, room) if room > 0 else layer.ms
+        title = f"{layer.name}, {layer.kind} {layer.dtype}: {number(layer.ms)} ms"
+        yield Box(start + layer.start_ms, size, layer.kind, title, colours.get(layer.kind, "other"))
+
+
+def top_layers(profile: Profile) -> str:
+    stages = [stage for stage in profile.stages if stage.layers]
+    if not stages:
+        return _no_layers(profile)
+    tables = []
+    for stage in stages:
+        total = layer_ms(stage.layers)
+        count = f"{len(stage.layers)} layers, {number(total)} ms"
+        alone = f" ({number(median(stage.runs_ms))} ms without per-layer profiling)" if stage.runs_ms else ""
+        name = f"{text(stage.name)} in {text(stage.precision)}"
+        tables.append(f"<details open><summary><b>{name}</b>: {count}{alone}</summary>{_longest(stage)}</details>\n")
+    return "".join(tables) + page.note(
+        "Median of each layer, in runs of their own with per-layer profiling. Point at a name to see its tensors."
+    )
+
+
+def _longest(stage: StageProfile) -> str:
+    total = layer_ms(stage.layers)
+    layers = sorted(stage.layers, key=lambda layer: -layer.ms)[:TOP_LAYERS]
+    rows = [
+        [
+            f'<span title="{text(_tensors(layer))}">{text(layer.name)}</span>',
+            text(layer.kind),
+            text(layer.dtype),
+            page.bar(layer.ms, layers[0].ms, page.dtype_colour(layer)),
+            number(layer.ms),
+            page.percent(layer.ms, total),
+        ]
+        for layer in layers
+    ]
+    return page.table(["Layer", "Kind", "Type", "", "ms", "of stage"], rows, "name left left wide")
+
+
+def _tensors(layer: Layer) -> str:
+    return f"{', '.join(layer.inputs)} → {', '.join(layer.outputs)}"
+
+
+def kinds(profile: Profile) -> str:
+    colours = _kind_colours(profile)
+    bars = _shares(profile, lambda layer: layer.kind, lambda layer: colours.get(layer.kind, "other"))
+    return bars + page.legend(colours) if bars else _no_layers(profile)
+
+
+def dtypes(profile: Profile) -> str:
+    bars = _shares(profile, lambda layer: layer.dtype if layer.dtype in page.DTYPES else "other", page.dtype_colour)
+    if not bars:
+        return _no_layers(profile)
+    note = "Share of each stage's time by the type that its layers write; other: whole numbers, or not known."
+    return bars + page.legend({**page.DTYPES, "other": "other"}) + page.note(note)
+
+
+def _shares(profile: Profile, name: Callable[[Layer], str], colour: Callable[[Layer], str]) -> str:
+    """A bar for each stage and precision: which part of its layers' time goes to which name, the longest first."""
+    rows = []
+    for stage in profile.stages:
+        total = layer_ms(stage.layers)
+        times: dict[tuple[str, str], float] = {}
+        for layer in stage.layers:
+            key = (name(layer), colour(layer))
+            times[key] = times.get(key, 0.0) + layer.ms
+        if total:
+            pieces = [(key, ms / total, ms) for key, ms in sorted(times.items(), key=lambda item: -item[1])]
+            rows.append(Row(f"{stage.name} {stage.precision}", tuple(_share_boxes(pieces)), f"{number(total)} ms"))
+    return pictures.bars(rows, 1.0) if rows else ""
+
+
+def _share_boxes(pieces: Iterable[tuple[tuple[str, str], float, float]]) -> Iterator[Box]:
+    start = 0.0
+    for (name, colour), share, ms in pieces:
+        yield Box(start, share, f"{name} {share:.0%}", f"{name}: {number(ms)} ms, {share:.1%}", colour)
+        start += share
+
+
+def _kind_colours(profile: Profile) -> dict[str, str]:
+    """The colours of the kinds that take most time in the whole profile."""
+    times: dict[str, float] = {}
+    for layer in (layer for stage in profile.stages for layer in stage.layers):
+        times[layer.kind] = times.get(layer.kind, 0.0) + layer.ms
+    longest = sorted(times, key=lambda kind: -times[kind])
+    colours = {kind: f"k{index}" for index, kind in enumerate(longest[:_COLOURS])}
+    return {**colours, "other": "other"} if len(longest) > _COLOURS else colours
+
+
+def _no_layers(profile: Profile) -> str:
+    return page.missing(f"No layers were timed with the backend {text(profile.backend)}.")
+
+
+# Roofline
+
+
+class _Work(NamedTuple):
+    """A layer with known work, and how near it comes to what the machine can do."""
+
+    stage: str
+    layer: Layer
+    intensity: float  # FLOP per byte
+    rate: float  # FLOP per second
+    by_memory: bool
+    of_roof: float
+
+
+def roofline(profile: Profile) -> str:
+    if not profile.peak_flops or not profile.peak_bandwidth:
+        return page.missing("The peaks of this machine are not known.")
+    parts = [part for precision in precisions(profile) for part in _roof(profile, precision)]
+    if not parts:
+        return page.missing("The operations of the layers are not known.")
+    peaks = f"{quantity(profile.peak_flops, 'FLOP/s')} in float32 and {quantity(profile.peak_bandwidth, 'B/s')}"
+    note = (
+        f"Measured on this machine: {peaks}. A dot is a layer, its area its time; left of where the roofs meet a layer "
+        "is limited by memory. Tensors count once and as if they came from memory: dots above the slanted roof found "
+        "them in a cache. The flat roof is float32; other types may pass it."
+    )
+    colours = {"limited by memory": "by-memory", "limited by arithmetic": "by-arithmetic"}
+    return f"{page.legend(colours)}{''.join(parts)}{page.note(note)}"
+
+
+def _roof(profile: Profile, precision: str) -> Iterator[str]:
+    """The picture of one precision, what it shows in a sentence, and the layers to look at."""
+    stages = [stage for stage in profile.stages if stage.precision == precision]
+    works = [_work(stage.name, layer, profile) for stage in stages for layer in stage.layers if _known(layer)]
+    if not works:
+        return
+    total = sum(layer_ms(stage.layers) for stage in stages)
+    yield f"<h3>{text(precision)}</h3>\n"
+    yield pictures.roofline([_dot(work) for work in works], profile.peak_flops, profile.peak_bandwidth)
+    slow = sorted((work for work in works if work.by_memory), key=lambda work: -work.layer.ms)
+    share = page.percent(layer_ms(work.layer for work in slow), total)
+    rest = page.percent(total - layer_ms(work.layer for work in works), total)
+    yield (
+        f"<p>{len(slow)} of {len(works)} layers with known operations are limited by memory: {share} of the time of "
+        f"all layers. Layers without known operations, which mostly move data, take {rest} and are not drawn.</p>\n"
+    )
+    if slow:
+        yield page.table(
+            ["Limited by memory", "Stage", "ms", "FLOP/byte", "GB/s", "of roof"],
+            [_work_row(work) for work in slow[:TOP_LAYERS]],
+            "name left",
+        )
+
+
+def _known(layer: Layer) -> bool:
+    return layer.flops > 0 and layer.bytes > 0 and layer.ms > 0
+
+
+def _work(stage: str, layer: Layer, profile: Profile) -> _Work:
+    intensity, rate = layer.flops / layer.bytes, layer.flops / layer.ms * 1e3
+    slope = intensity * profile.peak_bandwidth
+    return _Work(stage, layer, intensity, rate, slope < profile.peak_flops, rate / min(slope, profile.peak_flops))
+
+
+def _dot(work: _Work) -> Dot:
+    title = (
+        f"{work.layer.name}, {work.layer.kind}: {number(work.layer.ms)} ms, {number(work.intensity)} FLOP per byte, "
+        f"{quantity(work.rate, 'FLOP/s')}, {work.of_roof:.0%} of its roof"
+    )
+    return Dot(work.intensity, work.rate, work.layer.ms, title, "by-memory" if work.by_memory else "by-arithmetic")
+
+
+def _work_row(work: _Work) -> list[str]:
+    speed = number(work.layer.bytes / work.layer.ms / 1e6)
+    layer = [text(work.layer.name), text(work.stage), number(work.layer.ms)]
+    return [*layer, number(work.intensity), speed, f"{work.of_roof:.0%}"]

@@ -1,0 +1,228 @@
+"""The report of `edge4d profile`: one HTML page that needs nothing else, neither network nor scripts."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Optional
+
+from edge4d.runtime import profile_layer_sections as layer_sections
+from edge4d.runtime import profile_page as page
+from edge4d.runtime import profile_pictures as pictures
+from edge4d.runtime.profile import Profile, StageProfile
+from edge4d.runtime.profile_pictures import Box, Row, number, text
+from edge4d.runtime.profile_statistics import chains, median, overlap, percentile, precisions
+
+_CHANGED = 0.2  # two sets of runs that overlap less than this differ
+
+
+def html(profile: Profile, against: Optional[Profile] = None) -> str:
+    """The page of `profile`, compared with an older run if there is one.
+
+    Sections for which nothing was measured say so in a sentence.
+    """
+    sections = {
+        "Stages": _stages(profile),
+        **({"Before and now": _comparison(profile, against)} if against else {}),
+        "Timeline": layer_sections.timeline(profile),
+        "Longest layers": layer_sections.top_layers(profile),
+        "Kinds of layers": layer_sections.kinds(profile),
+        "Precision of layers": layer_sections.dtypes(profile),
+        "Memory": _memory(profile),
+        "Roofline": layer_sections.roofline(profile),
+        "Rendering": _rendering(profile),
+    }
+    return page.page(f"{profile.bundle}: profile", _head(profile, against), sections)
+
+
+# The head
+
+
+def _head(profile: Profile, against: Optional[Profile]) -> str:
+    facts = {
+        "backend": profile.backend,
+        "size": f"{profile.size[0]} x {profile.size[1]} pixels",
+        **profile.about,
+    }
+    listed = "".join(f"<dt>{text(name)}</dt><dd>{text(fact)}</dd>" for name, fact in facts.items())
+    before = f"<p>Before: {_result(against)}</p>\n" if against else ""
+    title = f"<h1>{text(profile.bundle)} <small>profile</small></h1>\n"
+    return f'{title}<p class="result">{_result(profile)}</p>\n{before}<dl>{listed}</dl>\n'
+
+
+def _result(profile: Profile) -> str:
+    """One sentence: the chain in each precision, and frames per second."""
+    times = [f"<b>{number(ms)} ms</b> in {text(precision)}" for precision, ms in chains(profile).items()]
+    parts = [f"All stages together take {page.enumerated(times)}"] if times else []
+    if profile.render_ms and median(profile.render_ms):
+        rate = 1000 / median(profile.render_ms)
+        parts.append(f"{'the scene' if times else 'The scene'} then renders at <b>{number(rate)} frames per second</b>")
+    return "; ".join(parts) + "." if parts else "Nothing was timed."
+
+
+# Stages
+
+
+def _stages(profile: Profile) -> str:
+    if not any(stage.runs_ms for stage in profile.stages):
+        return page.missing("No stage was timed.")
+    totals = chains(profile)
+    longest = max([*totals.values(), *(median(stage.runs_ms) for stage in profile.stages if stage.runs_ms)])
+    columns = ["Stage", "Precision", "Median", "P50 ms", "P95 ms", "P99 ms", "of chain", "speed to fp32"]
+    rows = [
+        [*_times(stage, longest), *_relations(stage, profile, totals), *_sizes(stage)]
+        for stage in profile.stages
+        if stage.runs_ms
+    ]
+    rows += [_chain_row(precision, ms, totals, longest) for precision, ms in totals.items()]
+    table = page.table([*columns, "weights MB", "activations MB", "runs"], rows, "left left wide")
+    return table + _stage_notes(profile, totals)
+
+
+def _times(stage: StageProfile, longest: float) -> list[str]:
+    quantiles = [number(percentile(stage.runs_ms, percent)) for percent in (50, 95, 99)]
+    bar = page.bar(median(stage.runs_ms), longest, page.precision_colour(stage.precision))
+    return [text(stage.name), text(stage.precision), bar, *quantiles]
+
+
+def _relations(stage: StageProfile, profile: Profile, totals: Mapping[str, float]) -> list[str]:
+    """The stage's share of its chain, and how much faster it is than in fp32."""
+    ms = median(stage.runs_ms)
+    reference = (s for s in profile.stages if (s.name, s.precision) == (stage.name, "fp32") and s.runs_ms)
+    fp32 = next((median(s.runs_ms) for s in reference), 0.0)
+    return [page.percent(ms, totals.get(stage.precision, 0.0)), page.speed(fp32, ms)]
+
+
+def _sizes(stage: StageProfile) -> list[str]:
+    activations = page.megabytes(stage.activation_bytes) or page.UNKNOWN
+    return [page.megabytes(stage.weights_bytes) or "0", activations, str(len(stage.runs_ms))]
+
+
+def _chain_row(precision: str, ms: float, totals: Mapping[str, float], longest: float) -> list[str]:
+    bar = page.bar(ms, longest, page.precision_colour(precision))
+    speed = page.speed(totals.get("fp32", 0.0), ms)
+    return ["<b>chain</b>", text(precision), bar, f"<b>{number(ms)}</b>", "", "", "100 %", speed, "", "", ""]
+
+
+def _stage_notes(profile: Profile, totals: Mapping[str, float]) -> str:
+    notes = ["Wall time on the host, without per-layer profiling. The chain is the sum of the medians."]
+    notes.append("Speed: 2.00&times; takes half the time of fp32.")
+    partial = [precision for precision in precisions(profile) if precision not in totals]
+    if partial:
+        notes.append(f"No chain for {text(', '.join(partial))}: not every stage was timed in it.")
+    if len(precisions(profile)) == 1:
+        notes.append(f"Only {text(profile.stages[0].precision)} was measured; there is nothing beside it.")
+    if min(len(stage.runs_ms) for stage in profile.stages if stage.runs_ms) < 100:
+        notes.append("With fewer than 100 runs, P99 is next to the slowest run.")
+    return page.note(" ".join(notes))
+
+
+# Before and now
+
+
+class _Pair(NamedTuple):
+    """Runs of the same thing, before and now, in milliseconds."""
+
+    name: str
+    precision: str
+    old: Sequence[float]
+    new: Sequence[float]
+
+
+def _comparison(profile: Profile, against: Profile) -> str:
+    pairs = [pair for pair in _pairs(profile, against) if pair.old and pair.new]
+    if not pairs:
+        return _differences(profile, against) + page.missing("Nothing was timed in both runs.")
+    columns = ["Stage", "Precision", "before ms", "now ms", "ratio", "P5 to P95", "overlap", ""]
+    rows = [_compared(pair) for pair in pairs]
+    rows += _compared_chains(chains(against), chains(profile))
+    note = page.note(
+        "Ratio: the median now over the median before; below 1 is faster. The lines reach from P5 to P95 with a mark "
+        "at the median: grey before, blue now. Overlap: twice the share of pairs (a run before, a run now) in which "
+        "the slower side is the faster one; 100 % is no difference at all, 0 % means that one side always wins. From "
+        f"{_CHANGED:.0%} up the difference is called noise. What changes between sessions (temperature, clocks, other "
+        "programs) is in neither spread: repeat both runs before trusting a small difference."
+    )
+    return _differences(profile, against) + page.table(columns, rows, "left left") + note
+
+
+def _pairs(profile: Profile, against: Profile) -> Iterator[_Pair]:
+    before = {(stage.name, stage.precision): stage.runs_ms for stage in against.stages}
+    for stage in profile.stages:
+        yield _Pair(stage.name, stage.precision, before.get((stage.name, stage.precision), ()), stage.runs_ms)
+    yield _Pair("a frame", "", against.render_ms, profile.render_ms)
+
+
+def _compared(pair: _Pair) -> list[str]:
+    old, new = ([percentile(runs, percent) for percent in (5, 50, 95)] for runs in (pair.old, pair.new))
+    share = overlap(pair.old, pair.new)
+    picture = pictures.spreads((old[0], old[1], old[2]), (new[0], new[1], new[2]))
+    verdict = "noise" if share >= _CHANGED else "<b>faster</b>" if new[1] < old[1] else "<b>slower</b>"
+    times = [number(old[1]), number(new[1]), page.ratio(old[1], new[1])]
+    return [text(pair.name), text(pair.precision), *times, picture, f"{share:.0%}", verdict]
+
+
+def _compared_chains(old: Mapping[str, float], new: Mapping[str, float]) -> Iterator[list[str]]:
+    for precision, ms in new.items():
+        if precision in old:
+            times = [number(old[precision]), f"<b>{number(ms)}</b>", page.ratio(old[precision], ms)]
+            yield ["<b>chain</b>", text(precision), *times, "", "", ""]
+
+
+def _differences(profile: Profile, against: Profile) -> str:
+    """What else changed between the two runs, so that nobody takes a different machine for a better program."""
+    old, new = ({"bundle": p.bundle, "backend": p.backend, "size": str(p.size), **p.about} for p in (against, profile))
+    rows = [
+        [text(name), text(old.get(name, "")), text(new.get(name, ""))]
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]
+    return page.table(["Different", "before", "now"], rows, "left left left") if rows else ""
+
+
+# Memory
+
+
+def _memory(profile: Profile) -> str:
+    sizes = [(stage.weights_bytes, stage.activation_bytes) for stage in profile.stages]
+    if not any(itertools.chain(*sizes)):
+        return page.missing("The sizes of weights and activations are not known.")
+    rows = [_memory_row(stage) for stage in profile.stages]
+    colours = {"weights": "weights", "activations": "activations"}
+    needs = [f"{text(precision)} {_needs(profile, precision)}" for precision in precisions(profile)]
+    note = (
+        f"At least, with the weights of all stages and the activations of the largest one: {page.enumerated(needs)}. "
+        "The backend's own buffers and the program come on top. 1 MB = 1,000,000 bytes."
+    )
+    return pictures.bars(rows, max(sum(pair) for pair in sizes)) + page.legend(colours) + page.note(note)
+
+
+def _memory_row(stage: StageProfile) -> Row:
+    weights, activations = stage.weights_bytes, stage.activation_bytes
+    held, moving = page.megabytes(weights) or "0", page.megabytes(activations) or "?"
+    boxes = (
+        Box(0.0, weights, f"weights {held}", f"weights: {held} MB", "weights"),
+        Box(weights, activations, f"activations {moving}", f"activations: {moving} MB", "activations"),
+    )
+    return Row(f"{stage.name} {stage.precision}", tuple(box for box in boxes if box.size), f"{held} + {moving} MB")
+
+
+def _needs(profile: Profile, precision: str) -> str:
+    stages = [stage for stage in profile.stages if stage.precision == precision]
+    weights = sum(stage.weights_bytes for stage in stages)
+    return f"{page.megabytes(weights + max(stage.activation_bytes for stage in stages)) or '0'} MB"
+
+
+# Rendering
+
+
+def _rendering(profile: Profile) -> str:
+    if not profile.render_ms:
+        return page.missing("No frames were drawn.")
+    marks = [(f"P{percent}", percentile(profile.render_ms, percent)) for percent in (50, 95, 99)]
+    usual, _, slow = (value for _, value in marks)
+    end = min(max(profile.render_ms), slow + (slow - usual) / 2)  # a single slow frame must not flatten the picture
+    beyond = sum(ms > end for ms in profile.render_ms)
+    frames = f"{len(profile.render_ms)} frames: " + ", ".join(f"{name} {number(value)} ms" for name, value in marks)
+    longer = f" {beyond} more took longer than shown, up to {number(max(profile.render_ms))} ms." if beyond else ""
+    return f"<p>{frames}.{longer}</p>\n{pictures.histogram(profile.render_ms, marks, end)}"
