@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from edge4d.runtime.bundle import Stage
 
+Shape = tuple[int, ...]
+
 _COMPUTED_IN = ("float32", "float16", "bfloat16", "float64", "int8")
 
 
@@ -18,7 +20,7 @@ class TensorType(NamedTuple):
 
     name: str
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
 
     def __str__(self) -> str:
         """Such as "depth float32[1,1,256,448]"."""
@@ -32,7 +34,7 @@ class LayerRun(NamedTuple):
         name, kind: as in `edge4d.runtime.profile.Layer`.
         start_ms: milliseconds from the stage's begin.
         ms: how long it took.
-        inputs, outputs: with weights among the inputs, where the backend names them there.
+        inputs, outputs: with weights among the inputs, where the backend tells them.
         weights_bytes: its constants.
         bytes: inputs, weights and outputs.
     """
@@ -54,7 +56,7 @@ class MeasuresLayers(Protocol):
     def layer_runs(
         self, stage: Stage, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
     ) -> list[list[LayerRun]]:
-        """The layers in order of execution, the same ones in each of `runs` runs.
+        """The layers in order of execution, the same ones in each of `runs` runs, at least one.
 
         A clock at every layer takes time: the sum of the layers is more than a run without them.
         """
@@ -68,27 +70,30 @@ def dtype(outputs: Sequence[TensorType]) -> str:
 def flops(kind: str, inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
     """Operations of a convolution or matrix product, where a multiplication with its addition counts as 2; else 0."""
     count = _FLOPS.get(kind)
-    return count(inputs, outputs) if count and len(inputs) > 1 and outputs else 0
+    return 2 * count([tensor.shape for tensor in inputs], outputs[0].shape) if count and inputs and outputs else 0
 
 
-def _convolution(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
-    weights = inputs[1].shape  # [output channels, input channels of a group, *kernel]
-    return 2 * math.prod(outputs[0].shape) * math.prod(weights[1:])
+def _convolution(inputs: Sequence[Shape], output: Shape) -> int:
+    return math.prod(output) * _per_pixel(inputs)
 
 
-def _transposed_convolution(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
-    weights = inputs[1].shape  # [input channels, output channels of a group, *kernel]
-    return 2 * math.prod(inputs[0].shape) * math.prod(weights[1:])
+def _transposed_convolution(inputs: Sequence[Shape], output: Shape) -> int:
+    return math.prod(inputs[0]) * _per_pixel(inputs)
 
 
-def _matrix_product(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
-    return 2 * math.prod(outputs[0].shape) * (inputs[0].shape[-1] if inputs[0].shape else 1)
+def _per_pixel(inputs: Sequence[Shape]) -> int:
+    """Of weights [channels, channels of a group, *kernel]: all but the first; 0 where the backend hides them."""
+    weights = inputs[1] if len(inputs) > 1 else ()
+    return math.prod(weights[1:]) if len(weights) > 2 else 0
 
 
-def _gemm(inputs: Sequence[TensorType], outputs: Sequence[TensorType]) -> int:
-    """Of MxK times KxN, either of which may be given transposed: K² = MK · KN / MN."""
-    result = math.prod(outputs[0].shape)
-    return 2 * result * math.isqrt(math.prod(inputs[0].shape) * math.prod(inputs[1].shape) // max(result, 1))
+def _matrix_product(inputs: Sequence[Shape], output: Shape) -> int:
+    return math.prod(output) * (inputs[0][-1] if inputs[0] else 1)
+
+
+def _gemm(inputs: Sequence[Shape], output: Shape) -> int:
+    """M x N sums of K products, where the first input is M x K or its transpose."""
+    return math.prod(inputs[0]) * output[-1]
 
 
 _FLOPS = {

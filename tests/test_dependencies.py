@@ -108,5 +108,5 @@ def test_help_works_on_python_39(old_python):
     )
     text = run(old_python, "-c", everything, *COMMANDS, PYTHONPATH=str(SOURCE))
     assert text.count("Example: edge4d ") == len(COMMANDS)
-    assert text.count("-o, --output") == 5  # options are options, with their own names
+    assert text.count("-o, --output") == 6  # options are options, with their own names
     assert "--camera NAME|FILE|DIR" in text

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
-from contextlib import closing
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Optional, Protocol
@@ -73,16 +71,9 @@ class OnnxRuntimeBackend:
         self, stage: Stage, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
     ) -> list[list[LayerRun]]:
         """The nodes that ONNX Runtime ran after its optimisations, and the operators; see `MeasuresLayers`."""
-        from edge4d.runtime.backends.onnxruntime_layers import LayerClock
+        from edge4d.runtime.backends.onnxruntime_layers import layer_runs
 
-        with tempfile.TemporaryDirectory(prefix="edge4d-") as folder:
-            options = self._options()
-            options.enable_profiling = True
-            options.profile_file_prefix = str(Path(folder, stage.name))
-            with closing(LayerClock(stage, precision, options)) as clock:
-                for _ in range(runs):
-                    clock.run(inputs)
-                return clock.layer_runs()
+        return layer_runs(stage, precision, inputs, runs, self._options)
 
     def _options(self) -> Any:
         options = self._onnxruntime.SessionOptions()

@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
+
 from edge4d.runtime.backends.onnxruntime import Arrays, Call, OnnxRuntimeEngine, SessionCall
-from edge4d.runtime.bundle import Stage
+from edge4d.runtime.bundle import OperatorStep, Stage
 from edge4d.runtime.layers import LayerRun, TensorType
+
+Tensors = Mapping[str, NDArray[Any]]
 
 _RUN = "model_run"
 _NODE = "_kernel_time"  # the end of the name of a node's event
 _DTYPES = {"float": "float32", "double": "float64"}  # the others have NumPy's names
+
+
+def layer_runs(
+    stage: Stage, precision: str, inputs: Tensors, runs: int, options: Callable[[], Any]
+) -> list[list[LayerRun]]:
+    """The layers of a stage in each of `runs` runs; `options` makes those of a session.
+
+    Where ONNX Runtime packs weights for speed, it forgets what they were: a run without that tells the tensors.
+    """
+    unpacked = options()
+    unpacked.add_session_config_entry("session.disable_prepacking", "1")
+    timed, (told,) = _noted(stage, precision, inputs, runs, options()), _noted(stage, precision, inputs, 1, unpacked)
+    whole = {layer.name: layer for layer in told if layer.weights_bytes}
+    return [[_described(layer, whole.get(layer.name, layer)) for layer in run] for run in timed]
+
+
+def _noted(stage: Stage, precision: str, inputs: Tensors, runs: int, options: Any) -> list[list[LayerRun]]:
+    with tempfile.TemporaryDirectory(prefix="edge4d-") as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, stage.name))
+        with closing(LayerClock(stage, precision, options)) as clock:
+            for _ in range(runs):
+                clock.run(inputs)
+            return clock.layer_runs()
+
+
+def _described(timed: LayerRun, whole: LayerRun) -> LayerRun:
+    """With the weights, if they were packed away."""
+    packed = whole.weights_bytes > timed.weights_bytes
+    return whole._replace(start_ms=timed.start_ms, ms=timed.ms) if packed else timed
 
 
 class LayerClock(OnnxRuntimeEngine):
@@ -32,8 +68,6 @@ class LayerClock(OnnxRuntimeEngine):
 
     def layer_runs(self) -> list[list[LayerRun]]:
         """The layers of each `run` so far, in order of execution. Ends the notes: afterwards there are no more runs."""
-        if not self._timed or not self._timed[0].spans:
-            return []
         begins = [start for start, _ in self._timed[0].spans]
         steps = [timed.layer_runs(begins) for timed in self._timed]
         return [[layer for step in run for layer in step] for run in zip(*steps)]
@@ -75,9 +109,9 @@ class _Timed:
         return [[self._layer(start, 1e3 * (end - begin))] for start, (begin, end) in zip(starts, self.spans)]
 
     def _layer(self, start_ms: float, ms: float) -> LayerRun:
-        """The call as a layer of its own, which an operator is."""
-        name, kind = self.step.outputs[0], getattr(self.step, "operator", "")
-        return LayerRun(name, kind, start_ms, ms, self._inputs, self._outputs, 0, self._bytes)
+        """The call as a layer of its own."""
+        kind = self.step.operator if isinstance(self.step, OperatorStep) else ""
+        return LayerRun(self.step.outputs[0], kind, start_ms, ms, self._inputs, self._outputs, 0, self._bytes)
 
 
 def _types_of_arrays(arrays: Arrays) -> tuple[TensorType, ...]:

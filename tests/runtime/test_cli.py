@@ -267,6 +267,48 @@ def test_builds_that_cannot_be(run, tmp_path, monkeypatch, arguments, words):
     assert not any(tmp_path.iterdir())
 
 
+# --- profile ----------------------------------------------------------------------------------------------------------
+
+
+def test_profile_and_what_became_faster(run, tiny_bundle, tmp_path, monkeypatch):
+    from edge4d.runtime.profile_files import read_profile
+
+    monkeypatch.chdir(tmp_path)
+    arguments = ("profile", tiny_bundle, "--backend", "onnxruntime", "--runs", 2, "--frames", 2)
+    code, out, err = run(*arguments)
+    assert (code, out) == (0, f"{Path('profile-tiny')}\n{Path('profile-tiny', 'report.html')}\n"), err
+    measured = read_profile(tmp_path / "profile-tiny")
+    assert [len(stage.runs_ms) for stage in measured.stages] == [2] * 4
+    assert len(measured.render_ms) == 2
+    assert "<html" in (tmp_path / "profile-tiny" / "report.html").read_text()
+    for word in ("perceive", "core", "fp32", "fp16", "P50", "P95", "P99", "weights MB", " % ", "frames/s"):
+        assert word in err
+    assert "ratio" not in err
+    again = ("--precision", "fp16", "--size", "96x64", "-o", tmp_path / "new", "--against", "profile-tiny")
+    code, out, err = run(*arguments, *again)
+    assert (code, out) == (0, f"{tmp_path / 'new'}\n{tmp_path / 'new' / 'report.html'}\n"), err
+    compared = read_profile(tmp_path / "new")
+    assert [(stage.name, stage.precision) for stage in compared.stages] == [("perceive", "fp16"), ("core", "fp16")]
+    assert compared.size == (96, 64)
+    assert err.count("ratio") == 2  # of the stages, and of the frames
+    code, out, err = run("profile", tiny_bundle, "--frames", 0, "--runs", 1, "-o", "bare", "--against", "new")
+    assert code == 0, err
+    assert "frames/s" not in err
+    assert [line.split()[6] for line in err.splitlines() if " fp32 " in line] == ["-", "-"]  # fp32 was not in "new"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("--against", "absent"), ("--precision", "int8"), ("--size", "100x60"), ("--backend", "abacus")],
+)
+def test_profiles_that_cannot_be(run, tiny_bundle, tmp_path, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run("profile", tiny_bundle, *arguments)
+    assert (code, out) == (1, "")
+    assert "Traceback" not in err
+    assert os.listdir(tmp_path) == []
+
+
 # --- the engine cache -------------------------------------------------------------------------------------------------
 
 
