@@ -472,7 +472,7 @@ def _profile_table(profile: Any, older: Any) -> Table:
     """A row for each stage and precision; the ratio is to the older profile's P50, below 1 is faster."""
     import numpy as np
 
-    table = Table("stage", "precision", "P50 ms", "P95 ms", "P99 ms", "weights MB", box=None, pad_edge=False)
+    table = Table("stage", "", "P50 ms", "P95 ms", "P99 ms", "weights MB", box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     if older is not None:
@@ -489,11 +489,12 @@ def _profile_table(profile: Any, older: Any) -> Table:
 
 
 def _longest_layers(layers: Any) -> Text:
-    """The three that take most, with their shares of all."""
+    """The three that take most, with their shares of all; of long names the end, which tells layers apart."""
     total = sum(layer.ms for layer in layers) or 1.0
     longest = sorted(layers, key=lambda layer: layer.ms, reverse=True)[:3]
-    lines = (f"{100 * layer.ms / total:2.0f} % {_printable(layer.name)}" for layer in longest)
-    return Text("\n".join(lines), overflow="fold")
+    names = (layer.name if len(layer.name) <= 16 else f"…{layer.name[-15:]}" for layer in longest)
+    lines = (f"{100 * layer.ms / total:2.0f} % {_printable(name)}" for name, layer in zip(names, longest))
+    return Text("\n".join(lines))
 
 
 def _frames_line(profile: Any, older: Any) -> str:

@@ -70,11 +70,12 @@ def profile_bundle(
     steps = _Steps(len(variants) * 2 * (warm_up + runs) + frames, report)
     clock = _Clock(networks, warm_up, runs, steps)
     stages = tuple(clock.stage(bundle, stage, precision, on.inputs[stage.name]) for stage, precision in variants)
+    command = _command(bundle, backend, precisions, on.size, runs, frames)
     on_cpu = networks.name == "onnxruntime"
     return Profile(
         bundle=bundle.name,
         backend=networks.name if backend == "auto" else backend,
-        about=_about(networks.name, draws_on_gpu(backend), _command(bundle, backend, on.size, runs, frames)),
+        about=_about(networks.name, draws_on_gpu(backend), command),
         size=on.size,
         stages=stages,
         render_ms=_render_ms(on.scene, backend, frames, steps) if on.scene is not None and frames else (),
@@ -216,7 +217,11 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def _command(bundle: Bundle, backend: str, size: tuple[int, int], runs: int, frames: int) -> str:
+def _command(
+    bundle: Bundle, backend: str, precisions: Sequence[str], size: tuple[int, int], runs: int, frames: int
+) -> str:
     options = {"backend": backend, "size": f"{size[0]}x{size[1]}", "runs": runs, "frames": frames}
+    if len(precisions) == 1:
+        options["precision"] = precisions[0]
     words = (word for name, value in options.items() for word in (f"--{name}", str(value)))
     return shlex.join(["edge4d", "profile", bundle.name, *words])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Optional, Protocol
 from numpy.typing import NDArray
 
 from edge4d.kernels.ops import OPERATORS
+from edge4d.runtime import machine
 from edge4d.runtime.bundle import Bundle, OperatorStep, SessionStep, Stage, Step
 from edge4d.runtime.engine import StageEngine
 from edge4d.runtime.errors import (
@@ -51,7 +51,7 @@ class OnnxRuntimeBackend:
         self._onnxruntime = _onnxruntime()
         if threads is not None and threads < 1:
             raise InvalidRequest("A backend needs at least one thread.", note=f"Asked for {threads}.")
-        self.threads = threads or _usable_cores()
+        self.threads = threads or machine.cores()
 
     def engine(self, bundle: Bundle, stage: str, precision: str) -> OnnxRuntimeEngine:
         """One stage of a bundle, ready to run.
@@ -118,11 +118,6 @@ def _onnxruntime() -> Any:
         raise BackendUnavailable(
             "ONNX Runtime is not installed.", note=f"{error}.", hint="pip install onnxruntime"
         ) from error
-
-
-def _usable_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux; a container may have fewer cores than the machine
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def _names_after_last_use(steps: tuple[Step, ...], keep: set[str]) -> list[set[str]]:
