@@ -441,11 +441,13 @@ def profile(
     of trtexec's --exportTimes, --exportProfile and --exportLayerInfo for every stage and precision.
     """
     from edge4d.runtime.bundle import Bundle as BundleFolder
-    from edge4d.runtime.profile_files import read_profile, write_profile, write_text
+    from edge4d.runtime.profile_files import check_folder, read_profile, write_profile, write_text
     from edge4d.runtime.profile_report import html
     from edge4d.runtime.profiler import profile_bundle
 
     found = BundleFolder.load(bundle)
+    folder = output or Path(f"profile-{found.name}")
+    check_folder(folder)
     older = None if against is None else read_profile(against)
     precisions = None if precision is None else (precision,)
     with _progress("Measuring") as progress:
@@ -458,7 +460,6 @@ def profile(
             frames=frames,
             report=progress,
         )
-    folder = output or Path(f"profile-{found.name}")
     write_profile(measured, folder)
     write_text(folder / "report.html", html(measured, older))
     _screen.print(_profile_table(measured, older))

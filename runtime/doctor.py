@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from typing import NamedTuple, Optional
 
 import edge4d
 from edge4d.runtime.errors import Edge4DError
+from edge4d.runtime.machine import cores
 
 NEEDED = ("numpy", "onnx", "onnxruntime", "pillow", "av", "safetensors", "typer", "rich")
 EXTRAS = {  # the extra that brings each
@@ -33,7 +33,7 @@ class Finding(NamedTuple):
 
 def examine() -> list[Finding]:
     """Looks at the machine. Never raises: what fails becomes a finding with the reason."""
-    machine = f"{platform.system()} {platform.machine()}, {_cores()} CPU cores"
+    machine = f"{platform.system()} {platform.machine()}, {cores()} CPU cores"
     return [
         Finding("edge4d", True, f"{edge4d.__version__} on Python {platform.python_version()}, {machine}"),
         *(_package(name) for name in (*NEEDED, *EXTRAS)),
@@ -44,10 +44,6 @@ def examine() -> list[Finding]:
         *_bundles(),
         _checked("temporary files", _temporary_files),
     ]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _checked(topic: str, look: Callable[[], str]) -> Finding:

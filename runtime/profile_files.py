@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import statistics
 from collections.abc import Iterable, Iterator
@@ -58,6 +59,14 @@ def write_text(path: Path, text: str) -> None:
             partial.write_text(text, encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"Cannot write {path}.", note=str(error), hint="Choose another folder: -o DIR") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Raises InvalidRequest where the folder is none and cannot be made one, before any work is done for it."""
+    nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        why = "may not be written into" if nearest.is_dir() else "is no folder"
+        raise InvalidRequest(f"Cannot write into {folder}.", note=f"{nearest} {why}.", hint="Choose another: -o DIR")
 
 
 def read_profile(folder: Path) -> Profile:

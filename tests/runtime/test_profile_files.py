@@ -11,7 +11,7 @@ import pytest
 
 from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.profile import Layer, Profile, StageProfile
-from edge4d.runtime.profile_files import read_profile, write_profile
+from edge4d.runtime.profile_files import check_folder, read_profile, write_profile
 
 LAYERS = (
     Layer(
@@ -150,3 +150,11 @@ def test_folders_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InvalidRequest, match="Cannot write"):
         write_profile(PROFILE, tmp_path / "file")
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path):
+    check_folder(tmp_path / "new" / "deep")
+    assert not any(tmp_path.iterdir())
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidRequest, match="is no folder"):
+        check_folder(tmp_path / "file" / "below")
