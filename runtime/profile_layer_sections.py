@@ -26,9 +26,12 @@ def timeline(profile: Profile) -> str:
         total = max(total, total_of_precision)
     if not total:
         return page.missing("No stage was timed.")
+    if not colours:
+        return pictures.timeline(rows, total) + page.note("Stages after each other.")
     note = (
         "Stages after each other, and below them their layers in a run of median length with per-layer profiling, "
-        "which can make a stage longer than in the table above. Point at a box to see its name."
+        "which can make a stage longer than in the table above. A layer is as long as its median: where that run was "
+        "slower, a gap follows. Point at a box to see its name."
     )
     return pictures.timeline(rows, total) + page.legend(colours) + page.note(note)
 
@@ -64,10 +67,19 @@ def _layer_boxes(layers: Sequence[Layer], start: float, colours: Mapping[str, st
         yield Box(start + layer.start_ms, size, layer.kind, title, colours.get(layer.kind, "other"))
 
 
-def top_layers(profile: Profile) -> str:
+def layers(profile: Profile) -> dict[str, str]:
+    """The sections on the layers by themselves: one that says why if there are none."""
+    if not any(stage.layers for stage in profile.stages):
+        return {"Layers": page.missing(f"No layers were timed with the backend {text(profile.backend)}.")}
+    return {
+        "Longest layers": _top_layers(profile),
+        "Kinds of layers": _kinds(profile),
+        "Precision of layers": _dtypes(profile),
+    }
+
+
+def _top_layers(profile: Profile) -> str:
     stages = [stage for stage in profile.stages if stage.layers]
-    if not stages:
-        return _no_layers(profile)
     tables = []
     for stage in stages:
         total = layer_ms(stage.layers)
@@ -85,7 +97,7 @@ def _longest(stage: StageProfile) -> str:
     layers = sorted(stage.layers, key=lambda layer: -layer.ms)[:TOP_LAYERS]
     rows = [
         [
-            f'<span title="{text(_tensors(layer))}">{text(layer.name)}</span>',
+            f'<span title="{text(_tensors(layer))}">{page.name(layer.name)}</span>',
             text(layer.kind),
             text(layer.dtype),
             page.bar(layer.ms, layers[0].ms, page.dtype_colour(layer)),
@@ -101,54 +113,65 @@ def _tensors(layer: Layer) -> str:
     return f"{', '.join(layer.inputs)} → {', '.join(layer.outputs)}"
 
 
-def kinds(profile: Profile) -> str:
+def _kinds(profile: Profile) -> str:
     colours = _kind_colours(profile)
-    bars = _shares(profile, lambda layer: layer.kind, lambda layer: colours.get(layer.kind, "other"))
-    return bars + page.legend(colours) if bars else _no_layers(profile)
+    bars = _shares(profile, lambda layer: layer.kind if layer.kind in colours else "other", colours)
+    return bars + page.legend(colours)
 
 
-def dtypes(profile: Profile) -> str:
-    bars = _shares(profile, lambda layer: layer.dtype if layer.dtype in page.DTYPES else "other", page.dtype_colour)
-    if not bars:
-        return _no_layers(profile)
+def _dtypes(profile: Profile) -> str:
+    colours = {**page.DTYPES, "other": "other"}
+    bars = _shares(profile, lambda layer: layer.dtype if layer.dtype in colours else "other", colours)
     note = "Share of each stage's time by the type that its layers write; other: whole numbers, or not known."
-    return bars + page.legend({**page.DTYPES, "other": "other"}) + page.note(note)
+    return f"{bars}{page.legend(colours)}{''.join(_other_types(profile))}{page.note(note)}"
 
 
-def _shares(profile: Profile, name: Callable[[Layer], str], colour: Callable[[Layer], str]) -> str:
-    """A bar for each stage and precision: which part of its layers' time goes to which name, the longest first."""
+def _other_types(profile: Profile) -> Iterator[str]:
+    """Says where a precision is one by name only: a backend may convert what it has no fast operators for."""
+    for dtype, precision in page.DTYPES.items():
+        layers = [layer for stage in profile.stages if stage.precision == precision for layer in stage.layers]
+        total, own = layer_ms(layers), layer_ms(layer for layer in layers if layer.dtype == dtype)
+        if own < total / 2:
+            yield (
+                f"<p><b>{precision}</b>: only {page.percent(own, total)} of the time goes to layers that write "
+                f"{dtype}. The backend or the graph does the rest in other types.</p>\n"
+            )
+
+
+def _shares(profile: Profile, group: Callable[[Layer], str], colours: Mapping[str, str]) -> str:
+    """A bar for each stage and precision: which part of its layers' time goes to which group, the longest first."""
     rows = []
     for stage in profile.stages:
         total = layer_ms(stage.layers)
-        times: dict[tuple[str, str], float] = {}
-        for layer in stage.layers:
-            key = (name(layer), colour(layer))
-            times[key] = times.get(key, 0.0) + layer.ms
         if total:
-            pieces = [(key, ms / total, ms) for key, ms in sorted(times.items(), key=lambda item: -item[1])]
-            rows.append(Row(f"{stage.name} {stage.precision}", tuple(_share_boxes(pieces)), f"{number(total)} ms"))
+            boxes = tuple(_share_boxes(_times(stage.layers, group), total, colours))
+            rows.append(Row(f"{stage.name} {stage.precision}", boxes, f"{number(total)} ms"))
     return pictures.bars(rows, 1.0) if rows else ""
 
 
-def _share_boxes(pieces: Iterable[tuple[tuple[str, str], float, float]]) -> Iterator[Box]:
+def _share_boxes(times: Mapping[str, float], total: float, colours: Mapping[str, str]) -> Iterator[Box]:
     start = 0.0
-    for (name, colour), share, ms in pieces:
-        yield Box(start, share, f"{name} {share:.0%}", f"{name}: {number(ms)} ms, {share:.1%}", colour)
+    for name in sorted(times, key=lambda name: (name == "other", -times[name])):
+        share = times[name] / total
+        title = f"{name}: {number(times[name])} ms, {share:.1%}"
+        yield Box(start, share, f"{name} {share:.0%}", title, colours[name])
         start += share
+
+
+def _times(layers: Iterable[Layer], group: Callable[[Layer], str]) -> dict[str, float]:
+    """Milliseconds of the layers of each group."""
+    times: dict[str, float] = {}
+    for layer in layers:
+        times[group(layer)] = times.get(group(layer), 0.0) + layer.ms
+    return times
 
 
 def _kind_colours(profile: Profile) -> dict[str, str]:
     """The colours of the kinds that take most time in the whole profile."""
-    times: dict[str, float] = {}
-    for layer in (layer for stage in profile.stages for layer in stage.layers):
-        times[layer.kind] = times.get(layer.kind, 0.0) + layer.ms
+    times = _times((layer for stage in profile.stages for layer in stage.layers), lambda layer: layer.kind)
     longest = sorted(times, key=lambda kind: -times[kind])
     colours = {kind: f"k{index}" for index, kind in enumerate(longest[:_COLOURS])}
     return {**colours, "other": "other"} if len(longest) > _COLOURS else colours
-
-
-def _no_layers(profile: Profile) -> str:
-    return page.missing(f"No layers were timed with the backend {text(profile.backend)}.")
 
 
 # Roofline
@@ -168,8 +191,8 @@ class _Work(NamedTuple):
 def roofline(profile: Profile) -> str:
     if not profile.peak_flops or not profile.peak_bandwidth:
         return page.missing("The peaks of this machine are not known.")
-    parts = [part for precision in precisions(profile) for part in _roof(profile, precision)]
-    if not parts:
+    works = {precision: _works(profile, precision) for precision in precisions(profile)}
+    if not any(works.values()):
         return page.missing("The operations of the layers are not known.")
     peaks = f"{quantity(profile.peak_flops, 'FLOP/s')} in float32 and {quantity(profile.peak_bandwidth, 'B/s')}"
     note = (
@@ -178,18 +201,36 @@ def roofline(profile: Profile) -> str:
         "them in a cache. The flat roof is float32; other types may pass it."
     )
     colours = {"limited by memory": "by-memory", "limited by arithmetic": "by-arithmetic"}
-    return f"{page.legend(colours)}{''.join(parts)}{page.note(note)}"
+    every = [_dot(work) for group in works.values() for work in group]
+    roofs = ("".join(_roof(profile, precision, group, every)) for precision, group in works.items() if group)
+    columns = "".join(f"<div>{roof}</div>\n" for roof in roofs)
+    return f'{page.legend(colours)}<div class="roofs">{columns}</div>\n{_low_peak(profile)}{page.note(note)}'
 
 
-def _roof(profile: Profile, precision: str) -> Iterator[str]:
+def _low_peak(profile: Profile) -> str:
+    """A warning where float32 layers beat the measured peak: a roof that is too low praises every layer."""
+    layers = [layer for stage in profile.stages for layer in stage.layers if _known(layer) and layer.dtype == "float32"]
+    rates = [layer.flops / layer.ms * 1e3 for layer in layers]
+    above = sum(rate > 1.1 * profile.peak_flops for rate in rates)
+    if not above:
+        return ""
+    return (
+        f"<p><b>The flat roof is too low</b>: {above} of {len(rates)} float32 layers are faster, at most "
+        f"{quantity(max(rates), 'FLOP/s')}. Fewer threads or a busy machine while it was measured can "
+        "be the cause.</p>\n"
+    )
+
+
+def _works(profile: Profile, precision: str) -> list[_Work]:
+    stages = (stage for stage in profile.stages if stage.precision == precision)
+    return [_work(stage.name, layer, profile) for stage in stages for layer in stage.layers if _known(layer)]
+
+
+def _roof(profile: Profile, precision: str, works: Sequence[_Work], every: Sequence[Dot]) -> Iterator[str]:
     """The picture of one precision, what it shows in a sentence, and the layers to look at."""
-    stages = [stage for stage in profile.stages if stage.precision == precision]
-    works = [_work(stage.name, layer, profile) for stage in stages for layer in stage.layers if _known(layer)]
-    if not works:
-        return
-    total = sum(layer_ms(stage.layers) for stage in stages)
+    total = sum(layer_ms(stage.layers) for stage in profile.stages if stage.precision == precision)
     yield f"<h3>{text(precision)}</h3>\n"
-    yield pictures.roofline([_dot(work) for work in works], profile.peak_flops, profile.peak_bandwidth)
+    yield pictures.roofline([_dot(work) for work in works], every, profile.peak_flops, profile.peak_bandwidth)
     slow = sorted((work for work in works if work.by_memory), key=lambda work: -work.layer.ms)
     share = page.percent(layer_ms(work.layer for work in slow), total)
     rest = page.percent(total - layer_ms(work.layer for work in works), total)
@@ -206,7 +247,7 @@ def _roof(profile: Profile, precision: str) -> Iterator[str]:
 
 
 def _known(layer: Layer) -> bool:
-    return layer.flops > 0 and layer.bytes > 0 and layer.ms > 0
+    return layer.flops > 0 and layer.bytes > 0 and layer.ms >= 1e-6  # a nanosecond: no clock is finer
 
 
 def _work(stage: str, layer: Layer, profile: Profile) -> _Work:
@@ -218,12 +259,12 @@ def _work(stage: str, layer: Layer, profile: Profile) -> _Work:
 def _dot(work: _Work) -> Dot:
     title = (
         f"{work.layer.name}, {work.layer.kind}: {number(work.layer.ms)} ms, {number(work.intensity)} FLOP per byte, "
-        f"{quantity(work.rate, 'FLOP/s')}, {work.of_roof:.0%} of its roof"
+        f"{quantity(work.rate, 'FLOP/s')}, {100 * work.of_roof:.0f} % of its roof"
     )
     return Dot(work.intensity, work.rate, work.layer.ms, title, "by-memory" if work.by_memory else "by-arithmetic")
 
 
 def _work_row(work: _Work) -> list[str]:
     speed = number(work.layer.bytes / work.layer.ms / 1e6)
-    layer = [text(work.layer.name), text(work.stage), number(work.layer.ms)]
-    return [*layer, number(work.intensity), speed, f"{work.of_roof:.0%}"]
+    layer = [page.name(work.layer.name), text(work.stage), number(work.layer.ms)]
+    return [*layer, number(work.intensity), speed, page.percent(work.of_roof, 1)]

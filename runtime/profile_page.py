@@ -22,7 +22,8 @@ def page(title: str, head: str, sections: Mapping[str, str]) -> str:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], kinds: str) -> str:
     """A table of cells that are HTML already; `kinds` are the classes of the first columns, the others are numbers."""
-    classes = [*kinds.split(), *[""] * (len(columns) - len(kinds.split()))]
+    given = kinds.split()
+    classes = [*given, *["number"] * (len(columns) - len(given))]
     head = "".join(f'<th class="{kind}">{column}</th>' for kind, column in zip(classes, columns))
     body = "".join(
         f"<tr>{''.join(f'<td class={kind!r}>{cell}</td>' for kind, cell in zip(classes, row))}</tr>\n" for row in rows
@@ -51,8 +52,15 @@ def _anchor(title: str) -> str:
     return title.lower().replace(" ", "-")
 
 
+def name(value: str) -> str:
+    """A long name of a layer, which may break into lines at its own joints."""
+    return text(value).replace("/", "/<wbr>").replace("_", "_<wbr>")
+
+
 def percent(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f} %" if whole else UNKNOWN
+    if not whole:
+        return UNKNOWN
+    return "&lt;1 %" if 0 < part / whole < 0.005 else f"{100 * part / whole:.0f} %"
 
 
 def speed(old: float, new: float) -> str:
@@ -115,7 +123,8 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 1px 14px; margi
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 nav a { color: inherit; margin-right: 14px; font-size: 13px; }
 .note, .missing { color: var(--soft); font-size: 13px; max-width: 80ch; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto; margin: 10px 0; }
+.roofs { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 0 28px; }
 table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: normal; vertical-align: bottom; }
 th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }

@@ -46,7 +46,10 @@ def _prefix(value: float) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class Box:
-    """A coloured piece of a row: it begins at `start` and is `size` long, in the unit of the picture's axis."""
+    """A coloured piece of a row: it begins at `start` and is `size` long, in the unit of the picture's axis.
+
+    Without room for the label its last word stands there, or nothing; the title shows when a mouse points at the box.
+    """
 
     start: float
     size: float
@@ -107,8 +110,7 @@ def _row(row: Row, y: float, height: float, scale: float) -> Iterator[str]:
         width = min(max(box.size * scale, 0.4), WIDTH - x)  # what took no time is still there to be pointed at
         gap = 1.0 if width > 4 else 0.0
         yield _rect(x, y, width - gap, height, box.colour, box.title)
-        if len(box.label) * _CHARACTER + 6 < width:
-            yield _label(x + 5, y + height / 2 + 4, box.label, "start", "inside")
+        yield _label(x + 5, y + height / 2 + 4, _fitting(box.label, width - 12), "start", "inside")
 
 
 def spreads(old: tuple[float, float, float], new: tuple[float, float, float]) -> str:
@@ -123,18 +125,22 @@ def spreads(old: tuple[float, float, float], new: tuple[float, float, float]) ->
     return _svg(140, 22, parts, "spread")
 
 
-def roofline(dots: Sequence[Dot], peak_flops: float, peak_bandwidth: float) -> str:
-    """FLOP per second over FLOP per byte, both logarithmic, under the two roofs; a dot's area is its weight."""
+def roofline(dots: Sequence[Dot], beside: Sequence[Dot], peak_flops: float, peak_bandwidth: float) -> str:
+    """FLOP per second over FLOP per byte, both logarithmic, under the two roofs; a dot's area is its weight.
+
+    The axes and the areas are those of a picture with the dots `beside` too, so that pictures can be compared.
+    """
+    every = [*dots, *beside]
     ridge = peak_flops / peak_bandwidth
-    across = _Decades.of([ridge / 10, ridge * 10, *(dot.x for dot in dots)], 70.0, 540.0)
-    up = _Decades.of([peak_flops, *(dot.y for dot in dots)], 340.0, 20.0)
+    across = _Decades.of([ridge / 10, ridge * 10, *(dot.x for dot in every)], 70.0, 540.0)
+    up = _Decades.of([peak_flops, *(dot.y for dot in every)], 340.0, 20.0)
     slope = max(across.low, up.low / peak_bandwidth)  # where the slanted roof comes into the picture
     parts = [*_log_axes(across, up), _label(across.pixel(across.high), up.pixel(peak_flops) - 6, "float32 peak", "end")]
     parts.append(_line(across.pixel(ridge), up.pixel(peak_flops), across.pixel(across.high), up.pixel(peak_flops)))
     parts.append(
         _line(across.pixel(slope), up.pixel(slope * peak_bandwidth), across.pixel(ridge), up.pixel(peak_flops))
     )
-    heaviest = max((dot.weight for dot in dots), default=0.0) or 1.0
+    heaviest = max((dot.weight for dot in every), default=0.0) or 1.0
     for dot in sorted(dots, key=lambda dot: -dot.weight):
         radius = max(14 * math.sqrt(dot.weight / heaviest), 1.5)
         place = f'cx="{_n(across.pixel(dot.x))}" cy="{_n(up.pixel(dot.y))}" r="{_n(radius)}"'
@@ -214,6 +220,15 @@ def _ticks(total: float) -> list[float]:
     magnitude = 10.0 ** math.floor(math.log10(total / 8))
     step = next(magnitude * factor for factor in (1, 2, 5, 10, 20) if total / (magnitude * factor) <= 8)
     return [step * index for index in range(int(total / step) + 1)]
+
+
+def _fitting(label: str, width: float) -> str:
+    """All of it, its last word, its beginning and end, or nothing."""
+    room = int(width / _CHARACTER)
+    last = label.split(" ")[-1]
+    if len(last) <= room:
+        return label if len(label) <= room else last
+    return _shortened(label, width) if room >= 10 else ""
 
 
 def _shortened(label: str, width: float) -> str:

@@ -25,9 +25,7 @@ def html(profile: Profile, against: Optional[Profile] = None) -> str:
         "Stages": _stages(profile),
         **({"Before and now": _comparison(profile, against)} if against else {}),
         "Timeline": layer_sections.timeline(profile),
-        "Longest layers": layer_sections.top_layers(profile),
-        "Kinds of layers": layer_sections.kinds(profile),
-        "Precision of layers": layer_sections.dtypes(profile),
+        **layer_sections.layers(profile),
         "Memory": _memory(profile),
         "Roofline": layer_sections.roofline(profile),
         "Rendering": _rendering(profile),
@@ -130,10 +128,11 @@ class _Pair(NamedTuple):
 
 
 def _comparison(profile: Profile, against: Profile) -> str:
+    context = _differences(profile, against) + _alone(profile, against)
     pairs = [pair for pair in _pairs(profile, against) if pair.old and pair.new]
     if not pairs:
-        return _differences(profile, against) + page.missing("Nothing was timed in both runs.")
-    columns = ["Stage", "Precision", "before ms", "now ms", "ratio", "P5 to P95", "overlap", ""]
+        return context + page.missing("Nothing was timed in both runs.")
+    columns = ["Stage", "Precision", "before ms", "now ms", "ratio", "P5 to P95", "overlap", "verdict"]
     rows = [_compared(pair) for pair in pairs]
     rows += _compared_chains(chains(against), chains(profile))
     note = page.note(
@@ -143,7 +142,8 @@ def _comparison(profile: Profile, against: Profile) -> str:
         f"{_CHANGED:.0%} up the difference is called noise. What changes between sessions (temperature, clocks, other "
         "programs) is in neither spread: repeat both runs before trusting a small difference."
     )
-    return _differences(profile, against) + page.table(columns, rows, "left left") + note
+    kinds = "left left number number number left number left"
+    return context + page.table(columns, rows, kinds) + note
 
 
 def _pairs(profile: Profile, against: Profile) -> Iterator[_Pair]:
@@ -159,7 +159,7 @@ def _compared(pair: _Pair) -> list[str]:
     picture = pictures.spreads((old[0], old[1], old[2]), (new[0], new[1], new[2]))
     verdict = "noise" if share >= _CHANGED else "<b>faster</b>" if new[1] < old[1] else "<b>slower</b>"
     times = [number(old[1]), number(new[1]), page.ratio(old[1], new[1])]
-    return [text(pair.name), text(pair.precision), *times, picture, f"{share:.0%}", verdict]
+    return [text(pair.name), text(pair.precision), *times, picture, page.percent(share, 1), verdict]
 
 
 def _compared_chains(old: Mapping[str, float], new: Mapping[str, float]) -> Iterator[list[str]]:
@@ -178,6 +178,14 @@ def _differences(profile: Profile, against: Profile) -> str:
         if old.get(name) != new.get(name)
     ]
     return page.table(["Different", "before", "now"], rows, "left left left") if rows else ""
+
+
+def _alone(profile: Profile, against: Profile) -> str:
+    """Names the stages that are in one of the runs only."""
+    old, new = ([f"{stage.name} {stage.precision}" for stage in p.stages] for p in (against, profile))
+    gone, added = ([name for name in a if name not in b] for a, b in ((old, new), (new, old)))
+    lists = [f"Only {when}: {text(', '.join(names))}." for when, names in (("before", gone), ("now", added)) if names]
+    return f"<p>{' '.join(lists)}</p>\n" if lists else ""
 
 
 # Memory
