@@ -188,7 +188,7 @@ def _log_axes(across: _Decades, up: _Decades) -> Iterator[str]:
 
 def histogram(values: Sequence[float], marks: Sequence[tuple[str, float]], end: float) -> str:
     """How many of `values` (milliseconds, up to `end`) lie where, with named lines at `marks`."""
-    low, bins = min(values), 48
+    low, bins = min(values), min(2 * math.ceil(math.sqrt(len(values))), 48)
     width = (end - low) / bins or 1.0
     counts = [0] * bins
     for value in values:

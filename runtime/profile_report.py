@@ -139,7 +139,7 @@ def _comparison(profile: Profile, against: Profile) -> str:
         "Ratio: the median now over the median before; below 1 is faster. The lines reach from P5 to P95 with a mark "
         "at the median: grey before, blue now. Overlap: twice the share of pairs (a run before, a run now) in which "
         "the slower side is the faster one; 100 % is no difference at all, 0 % means that one side always wins. From "
-        f"{_CHANGED:.0%} up the difference is called noise. What changes between sessions (temperature, clocks, other "
+        f"{100 * _CHANGED:.0f} % up no change is claimed. What changes between sessions (temperature, clocks, other "
         "programs) is in neither spread: repeat both runs before trusting a small difference."
     )
     kinds = "left left number number number left number left"
@@ -157,7 +157,7 @@ def _compared(pair: _Pair) -> list[str]:
     old, new = ([percentile(runs, percent) for percent in (5, 50, 95)] for runs in (pair.old, pair.new))
     share = overlap(pair.old, pair.new)
     picture = pictures.spreads((old[0], old[1], old[2]), (new[0], new[1], new[2]))
-    verdict = "noise" if share >= _CHANGED else "<b>faster</b>" if new[1] < old[1] else "<b>slower</b>"
+    verdict = "within the spread" if share >= _CHANGED else "<b>faster</b>" if new[1] < old[1] else "<b>slower</b>"
     times = [number(old[1]), number(new[1]), page.ratio(old[1], new[1])]
     return [text(pair.name), text(pair.precision), *times, picture, page.percent(share, 1), verdict]
 

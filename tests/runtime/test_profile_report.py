@@ -200,7 +200,7 @@ def test_against_an_older_run():
     old = profile(stage("core"), stage("gone"), render_ms=(4.0,))
     same = profile(stage("core"), render_ms=(4.0,))
     faster = profile(stage("core", runs_ms=(4.5, 5.0, 5.5)), render_ms=(8.0,))
-    assert f"core fp32 10.0 10.0 1.00{TIMES} 100 % noise" in comparison(old, same)
+    assert f"core fp32 10.0 10.0 1.00{TIMES} 100 % within the spread" in comparison(old, same)
     assert f"core fp32 10.0 5.00 0.500{TIMES} 0 % faster" in comparison(old, faster)
     assert f"a frame 4.00 8.00 2.00{TIMES} 0 % slower" in comparison(old, faster)
     assert "Only before: gone fp32." in comparison(old, faster)
