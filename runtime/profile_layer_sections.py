@@ -202,9 +202,10 @@ def roofline(profile: Profile) -> str:
     )
     colours = {"limited by memory": "by-memory", "limited by arithmetic": "by-arithmetic"}
     every = [_dot(work) for group in works.values() for work in group]
-    roofs = ("".join(_roof(profile, precision, group, every)) for precision, group in works.items() if group)
-    columns = "".join(f"<div>{roof}</div>\n" for roof in roofs)
-    return f'{page.legend(colours)}<div class="roofs">{columns}</div>\n{_low_peak(profile)}{page.note(note)}'
+    roofs = "".join(_roof(profile, precision, group, every) for precision, group in works.items() if group)
+    pair = f'{page.legend(colours)}<div class="roofs">{roofs}</div>\n'
+    slow = "".join(_slow_table(precision, group) for precision, group in works.items())
+    return f"{pair}{_low_peak(profile)}{page.note(note)}{slow}"
 
 
 def _low_peak(profile: Profile) -> str:
@@ -226,24 +227,25 @@ def _works(profile: Profile, precision: str) -> list[_Work]:
     return [_work(stage.name, layer, profile) for stage in stages for layer in stage.layers if _known(layer)]
 
 
-def _roof(profile: Profile, precision: str, works: Sequence[_Work], every: Sequence[Dot]) -> Iterator[str]:
-    """The picture of one precision, what it shows in a sentence, and the layers to look at."""
+def _roof(profile: Profile, precision: str, works: Sequence[_Work], every: Sequence[Dot]) -> str:
+    """The picture of one precision, and what it shows in a sentence."""
     total = sum(layer_ms(stage.layers) for stage in profile.stages if stage.precision == precision)
-    yield f"<h3>{text(precision)}</h3>\n"
-    yield pictures.roofline([_dot(work) for work in works], every, profile.peak_flops, profile.peak_bandwidth)
-    slow = sorted((work for work in works if work.by_memory), key=lambda work: -work.layer.ms)
+    picture = pictures.roofline([_dot(work) for work in works], every, profile.peak_flops, profile.peak_bandwidth)
+    slow = [work for work in works if work.by_memory]
     share = page.percent(layer_ms(work.layer for work in slow), total)
     rest = page.percent(total - layer_ms(work.layer for work in works), total)
-    yield (
-        f"<p>{len(slow)} of {len(works)} layers with known operations are limited by memory: {share} of the time of "
-        f"all layers. Layers without known operations, which mostly move data, take {rest} and are not drawn.</p>\n"
+    return (
+        f"<div><h3>{text(precision)}</h3>\n{picture}<p>{len(slow)} of {len(works)} layers with known operations are "
+        f"limited by memory: {share} of the time of all layers. Layers without known operations, which mostly move data, "
+        f"take {rest} and are not drawn.</p></div>\n"
     )
-    if slow:
-        yield page.table(
-            ["Limited by memory", "Stage", "ms", "FLOP/byte", "GB/s", "of roof"],
-            [_work_row(work) for work in slow[:TOP_LAYERS]],
-            "name left",
-        )
+
+
+def _slow_table(precision: str, works: Sequence[_Work]) -> str:
+    """The longest of the layers that are limited by memory."""
+    slow = sorted((work for work in works if work.by_memory), key=lambda work: -work.layer.ms)[:TOP_LAYERS]
+    columns = [f"Limited by memory in {text(precision)}", "Stage", "ms", "FLOP/byte", "GB/s", "of roof"]
+    return page.table(columns, map(_work_row, slow), "name left") if slow else ""
 
 
 def _known(layer: Layer) -> bool:

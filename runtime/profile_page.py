@@ -129,7 +129,7 @@ table { border-collapse: collapse; width: 100%; font-size: 13px; font-variant-nu
 th { color: var(--soft); font-weight: normal; vertical-align: bottom; }
 th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 .left, .name, .wide { text-align: left; } .wide { width: 28%; }
-.name { white-space: normal; overflow-wrap: anywhere; }
+.name { min-width: 180px; white-space: normal; overflow-wrap: anywhere; }
 .bar { display: block; height: 12px; min-width: 1px; border-radius: 2px; }
 details { margin: 12px 0 18px; } summary { cursor: pointer; margin-bottom: 4px; }
 .legend { font-size: 13px; margin: 6px 0; } .legend span { margin-right: 14px; white-space: nowrap; }
@@ -148,7 +148,9 @@ circle { fill-opacity: 0.65; stroke: var(--page); }
 .other, .before { fill: #9b9ea4; background: #9b9ea4; } .stage { fill: var(--stage); background: var(--stage); }
 @media print {
   :root { --page: #fff; --ink: #000; --soft: #444; --line: #ccc; --stage: #c9ccd2; }
-  body { padding: 0; font-size: 11px; } nav { display: none; }
+  body { padding: 0; font-size: 10px; } nav { display: none; } .result { font-size: 15px; }
+  dl, table, .note, .missing, .legend { font-size: inherit; } th, td { padding: 2px 5px; } th { white-space: normal; }
+  .scroll { overflow: visible; } .roofs { grid-template-columns: 1fr 1fr; } h2 { margin-top: 24px; }
   tr, svg, details { break-inside: avoid; } h2, h3, summary { break-after: avoid; }
 }
 """
