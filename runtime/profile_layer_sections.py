@@ -236,8 +236,8 @@ def _roof(profile: Profile, precision: str, works: Sequence[_Work], every: Seque
     rest = page.percent(total - layer_ms(work.layer for work in works), total)
     return (
         f"<div><h3>{text(precision)}</h3>\n{picture}<p>{len(slow)} of {len(works)} layers with known operations are "
-        f"limited by memory: {share} of the time of all layers. Layers without known operations, which mostly move data, "
-        f"take {rest} and are not drawn.</p></div>\n"
+        f"limited by memory: {share} of the time of all layers. Layers without known operations, which mostly move "
+        f"data, take {rest} and are not drawn.</p></div>\n"
     )
 
 
