@@ -500,7 +500,7 @@ def _longest_layers(layers: Any) -> Text:
 
 def _frames_line(profile: Any, older: Any) -> str:
     ratio = "" if older is None else f", ratio {_ratio(profile.render_ms, older.render_ms)}"
-    return f"Frames: {1e3 * len(profile.render_ms) / sum(profile.render_ms):.1f} frames/s{ratio}"
+    return f"Frames: {1e3 / statistics.median(profile.render_ms):.1f} frames/s{ratio}"
 
 
 def _ratio(times: Sequence[float], before: Sequence[float]) -> str:
