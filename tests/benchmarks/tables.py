@@ -1,4 +1,4 @@
-"""Writes the tables between the two marks in README.md from the newest report of each benchmark on each machine."""
+"""Writes the tables between the two marks in README.md from the report of each benchmark on each machine."""
 
 from __future__ import annotations
 
@@ -31,17 +31,19 @@ def main() -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         sys.exit(f"README.md has no {BEGIN} … {END}")
-    tables = "\n\n".join(table(report) for report in newest())
+    tables = "\n\n".join(table(report) for report in reports())
     readme.write_text(f"{before}{BEGIN}\n{tables}\n{END}{after}")
 
 
-def newest() -> list[dict[str, Any]]:
-    """By script and machine; the newest file wins."""
-    reports = {}
-    for path in sorted(RESULTS.glob("*.json"), key=lambda path: path.stat().st_mtime):
+def reports() -> list[dict[str, Any]]:
+    """By script and machine, of which there is one report each: what is older has no place beside what is newer."""
+    found: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("*.json")):
         report = json.loads(path.read_text())
-        reports[report["script"], report["machine"]] = report
-    return [reports[key] for key in sorted(reports)]
+        other, _ = found.setdefault((report["script"], report["machine"]), (path.name, report))
+        if other != path.name:
+            sys.exit(f"{other} and {path.name} are of the same script and machine: remove the older one.")
+    return [found[key][1] for key in sorted(found)]
 
 
 def table(report: dict[str, Any]) -> str:
