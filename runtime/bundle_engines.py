@@ -87,7 +87,7 @@ def target(library: str, device: Optional[str] = None, *, version: Optional[str]
         )
     if library == "tensorrt_rtx":
         return Target(library, version, here)
-    return Target(library, version, here, cuda.device_name(), cuda.driver_version().partition(".")[0])
+    return Target(library, version, here, cuda.device_name(), cuda.driver_cuda())
 
 
 def _compute_capability(device: str) -> str:

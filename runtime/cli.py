@@ -471,7 +471,7 @@ def profile(
 
 def _profile_table(profile: Any, older: Any) -> Table:
     """A row for each stage and precision; the ratio is to the older profile's P50, below 1 is faster."""
-    import numpy as np
+    from edge4d.runtime.profile_statistics import percentile
 
     table = Table("stage", "", "P50 ms", "P95 ms", "P99 ms", "weights MB", box=None, pad_edge=False)
     for column in table.columns[2:]:
@@ -481,7 +481,7 @@ def _profile_table(profile: Any, older: Any) -> Table:
     table.add_column("longest layers")
     before = {} if older is None else {(stage.name, stage.precision): stage.runs_ms for stage in older.stages}
     for stage in profile.stages:
-        cells = [stage.name, stage.precision, *(f"{ms:.2f}" for ms in np.percentile(stage.runs_ms, (50, 95, 99)))]
+        cells = [stage.name, stage.precision, *(f"{percentile(stage.runs_ms, p):.2f}" for p in (50, 95, 99))]
         cells.append(f"{stage.weights_bytes / 1e6:.1f}")
         if older is not None:
             cells.append(_ratio(stage.runs_ms, before.get((stage.name, stage.precision), ())))

@@ -10,10 +10,8 @@ trace.json                       a run of each stage, its layers, and the frames
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
-import statistics
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from typing import Any
 from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.files import replacing
 from edge4d.runtime.profile import Profile, StageProfile, profile_from_json, to_json
+from edge4d.runtime.profile_statistics import length_ms, median, rooms_ms
 
 PROFILE = "profile.json"
 MAX_BYTES = 1 << 26
@@ -167,25 +166,24 @@ def _names(backend: str) -> Iterator[dict[str, Any]]:
 
 
 def _events(profile: Profile) -> Iterator[dict[str, Any]]:
-    """Each stage's usual run, with its layers below it: their clocks make those the longer ones."""
+    """Each stage's usual run, with its layers below it."""
     now = 0.0
     for stage in profile.stages:
-        ms = statistics.median(stage.runs_ms) if stage.runs_ms else 0.0
+        ms = median(stage.runs_ms) if stage.runs_ms else 0.0
         yield _event(_STAGES, stage.name, now, ms, precision=stage.precision)
         yield from _layer_events(stage, now)
-        now += max([ms, *(layer.start_ms + layer.ms for layer in stage.layers)])
+        now += length_ms(stage)
     for number, ms in enumerate(profile.render_ms):
         yield _event(_FRAMES, f"frame {number}", now, ms)
         now += ms
 
 
 def _layer_events(stage: StageProfile, begin_ms: float) -> Iterator[dict[str, Any]]:
-    """Starts are of one run and durations of all: a layer is cut where the next one starts, which readers insist on."""
-    starts = [layer.start_ms for layer in stage.layers]
-    for layer, start, following in zip(stage.layers, starts, [*starts[1:], math.inf]):
-        ms = min(layer.ms, max(following - start, 0.0))
+    """A layer is cut where the next one starts, which readers insist on."""
+    for layer, room in zip(stage.layers, rooms_ms(stage.layers)):
+        ms = min(layer.ms, max(room, 0.0))
         about = {"kind": layer.kind, "precision": stage.precision, "dtype": layer.dtype, "median_ms": layer.ms}
-        yield _event(_LAYERS, layer.name, begin_ms + start, ms, **about)
+        yield _event(_LAYERS, layer.name, begin_ms + layer.start_ms, ms, **about)
 
 
 def _event(thread: int, name: str, start_ms: float, ms: float, **about: Any) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,7 +9,7 @@ from edge4d.runtime import profile_page as page
 from edge4d.runtime import profile_pictures as pictures
 from edge4d.runtime.profile import Layer, Profile, StageProfile
 from edge4d.runtime.profile_pictures import Box, Dot, Row, number, quantity, text
-from edge4d.runtime.profile_statistics import layer_ms, median, precisions
+from edge4d.runtime.profile_statistics import layer_ms, length_ms, median, precisions, rooms_ms
 
 TOP_LAYERS = 10
 _COLOURS = 7  # k0 to k6 of the style sheet; rarer kinds are grey
@@ -45,7 +43,7 @@ def _tracks(
     start = 0.0
     for stage in profile.stages:
         if stage.precision == precision:
-            length = _length(stage)
+            length = length_ms(stage)
             title = f"{stage.name}, {precision}: {number(length)} ms"
             stages.append(Box(start, length, stage.name, title, "stage"))
             layers += _layer_boxes(stage.layers, start, colours)
@@ -53,15 +51,8 @@ def _tracks(
     return tuple(stages), tuple(layers), start
 
 
-def _length(stage: StageProfile) -> float:
-    end = max((layer.start_ms + layer.ms for layer in stage.layers), default=0.0)
-    return max(end, median(stage.runs_ms) if stage.runs_ms else 0.0)
-
-
 def _layer_boxes(layers: Sequence[Layer], start: float, colours: Mapping[str, str]) -> Iterator[Box]:
-    for layer, following in itertools.zip_longest(layers, layers[1:]):
-        # The length is a median and the start is of one run: they may not quite fit together.
-        room = following.start_ms - layer.start_ms if following else math.inf
+    for layer, room in zip(layers, rooms_ms(layers)):
         size = min(layer.ms, room) if room > 0 else layer.ms
         title = f"{layer.name}, {layer.kind} {layer.dtype}: {number(layer.ms)} ms"
         yield Box(start + layer.start_ms, size, layer.kind, title, colours.get(layer.kind, "other"))

@@ -6,16 +6,14 @@ import bisect
 import math
 from collections.abc import Iterable, Sequence
 
-from edge4d.runtime.profile import Layer, Profile
+import numpy as np
+
+from edge4d.runtime.profile import Layer, Profile, StageProfile
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
     """Of a sequence that is not empty; between two values it is interpolated."""
-    ordered = sorted(values)
-    place = (len(ordered) - 1) * percent / 100
-    below = math.floor(place)
-    above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return float(np.percentile(values, percent))
 
 
 def overlap(old: Sequence[float], new: Sequence[float]) -> float:
@@ -53,3 +51,15 @@ def precisions(profile: Profile) -> list[str]:
 
 def layer_ms(layers: Iterable[Layer]) -> float:
     return sum(layer.ms for layer in layers)
+
+
+def length_ms(stage: StageProfile) -> float:
+    """How long a stage is when its layers are shown below it: their clocks make those the longer ones."""
+    usual = median(stage.runs_ms) if stage.runs_ms else 0.0
+    return max([usual, *(layer.start_ms + layer.ms for layer in stage.layers)])
+
+
+def rooms_ms(layers: Sequence[Layer]) -> list[float]:
+    """From each layer's start to the next one's. Starts are of one run and times of all: a layer may be longer."""
+    starts = [layer.start_ms for layer in layers]
+    return [following - start for start, following in zip(starts, [*starts[1:], math.inf])]

@@ -1,8 +1,9 @@
-"""A bundle whose scenes can be computed by hand, a world that moves as it foresees, and where GPU tests run."""
+"""A bundle whose scenes can be computed by hand, a world that moves as it foresees, and where some tests run."""
 
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 from pathlib import Path
 
@@ -16,6 +17,8 @@ GROUPS = 8
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("gpu") and reason_against_gpu():
         pytest.skip(reason_against_gpu())
+    if item.get_closest_marker("rtx") and not all(map(importlib.util.find_spec, ("tensorrt_rtx", "polygraphy"))):
+        pytest.skip("TensorRT-RTX and Polygraphy are not installed")
 
 
 @functools.cache

@@ -51,20 +51,23 @@ def check_device() -> None:
 
 def device_name() -> str:
     """Name of the current device, with its compute capability."""
-    properties = _call("cudaGetDeviceProperties", current_device())
+    properties = _properties()
     return f"{properties.name.split(bytes(1))[0].decode()}, compute capability {properties.major}.{properties.minor}"
 
 
 def compute_capability() -> str:
     """Of the current device, such as "90"."""
-    properties = _call("cudaGetDeviceProperties", current_device())
+    properties = _properties()
     return f"{properties.major}{properties.minor}"
 
 
-def driver_version() -> str:
-    """The newest CUDA that the driver speaks, such as "13.0"."""
-    version = int(_call("cudaDriverGetVersion"))
-    return f"{version // 1000}.{version % 1000 // 10}"
+def _properties() -> Any:
+    return _call("cudaGetDeviceProperties", current_device())
+
+
+def driver_cuda() -> str:
+    """The major version of the newest CUDA that the driver speaks, such as "13"."""
+    return str(int(_call("cudaDriverGetVersion")) // 1000)
 
 
 def current_device() -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Optional, Protocol
 
 from numpy.typing import NDArray
@@ -95,8 +94,13 @@ class OnnxRuntimeEngine(StageEngine):
     def __init__(self, stage: Stage, precision: str, options: Any) -> None:
         super().__init__(stage)
         steps = stage.graph(precision).steps
-        self._calls: list[Call] = [_call(stage, step, options) for step in steps]
+        self._calls: list[Call] = [self._call(stage, step, options) for step in steps]
         self._dead = _names_after_last_use(steps, keep={tensor.name for tensor in stage.outputs})
+
+    def _call(self, stage: Stage, step: Step, options: Any) -> Call:
+        if isinstance(step, SessionStep):
+            return SessionCall(stage, step, options)
+        return OperatorCall(stage, step, options.intra_op_num_threads)
 
     def _run(self, inputs: Arrays) -> Arrays:
         values = dict(inputs)
@@ -140,12 +144,6 @@ class Call(Protocol):
     def __call__(self, values: Arrays) -> Arrays: ...
 
 
-def _call(stage: Stage, step: Step, options: Any) -> Call:
-    if isinstance(step, SessionStep):
-        return SessionCall(stage, step, options)
-    return OperatorCall(stage, step, options.intra_op_num_threads)
-
-
 # ---- sessions -------------------------------------------------------------------------------------------------------
 
 
@@ -173,8 +171,6 @@ class SessionCall:
 
 def _session(stage: Stage, step: SessionStep, options: Any) -> Any:
     onnxruntime = _onnxruntime()
-    # Where profiling is on: by the millisecond alone, the files of two sessions may have the same name.
-    options.profile_file_prefix = str(Path(options.profile_file_prefix).with_name(step.onnx.stem))
     try:
         return onnxruntime.InferenceSession(str(step.onnx), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # as above

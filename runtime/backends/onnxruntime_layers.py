@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edge4d.runtime.backends.onnxruntime import Arrays, Call, OnnxRuntimeEngine, SessionCall
-from edge4d.runtime.bundle import OperatorStep, Stage
+from edge4d.runtime.bundle import OperatorStep, SessionStep, Stage, Step
 from edge4d.runtime.layers import LayerRun, TensorType
 
 Tensors = Mapping[str, NDArray[Any]]
@@ -65,6 +65,11 @@ class LayerClock(OnnxRuntimeEngine):
         super().__init__(stage, precision, options)
         self._timed = [_Timed(call) for call in self._calls]
         self._calls = list(self._timed)
+
+    def _call(self, stage: Stage, step: Step, options: Any) -> Call:
+        if isinstance(step, SessionStep):  # by the millisecond alone, the files of two sessions may have the same name
+            options.profile_file_prefix = str(Path(options.profile_file_prefix).with_name(step.onnx.stem))
+        return super()._call(stage, step, options)
 
     def layer_runs(self) -> list[list[LayerRun]]:
         """The layers of each `run` so far, in order of execution. Ends the notes: afterwards there are no more runs."""

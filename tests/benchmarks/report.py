@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any, Optional
 
+from edge4d.runtime import machine
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -25,7 +27,7 @@ def write(
         on_gpu: the machine is the GPU, not the processor.
         notes: what some of the rows' fields mean, by their names.
     """
-    where = gpu() if on_gpu else {"machine": machine(), "cores": len(os.sched_getaffinity(0))}
+    where = gpu() if on_gpu else {"machine": machine.processor(), "cores": machine.cores()}
     commit = _commit()
     report = {
         "script": script,
@@ -42,16 +44,6 @@ def write(
     path.write_text(json.dumps(report, indent=2) + "\n")
     print(path.relative_to(ROOT))
     return path
-
-
-def machine() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def gpu() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 
 import pytest
 
@@ -13,11 +12,6 @@ from edge4d.runtime.bundle_engines import Target, engines, parts, profiles, targ
 from edge4d.runtime.engine_cache import EngineCache
 from edge4d.runtime.engine_from_onnx import DEFAULTS, BuildOptions, Progress
 from edge4d.runtime.errors import BackendUnavailable, EngineNotBuilt, InvalidRequest, PrecisionNotInBundle
-
-needs_rtx = pytest.mark.skipif(
-    not (importlib.util.find_spec("tensorrt_rtx") and importlib.util.find_spec("polygraphy")),
-    reason="TensorRT-RTX and Polygraphy are not installed",
-)
 
 
 @pytest.fixture
@@ -115,7 +109,7 @@ def test_keys_tell_everything_apart_that_changes_an_engine(tmp_path):
     assert digest() == digests[0]
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_a_bundle_is_built_once(tmp_path):
     street, ada = Bundle.load("street"), target("tensorrt_rtx", "sm_89")
     cache = EngineCache(tmp_path)
@@ -133,7 +127,7 @@ def test_a_bundle_is_built_once(tmp_path):
     assert first["core"].path.name.endswith(".sm89.rtx1.7.1.116.fp16.engine")
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_a_refused_build_leaves_nothing(tmp_path):
     other = Target("tensorrt_rtx", "1.7.1.116", "77")
     with pytest.raises(EngineNotBuilt, match="not supported"):

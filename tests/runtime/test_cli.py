@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -231,10 +230,7 @@ def test_commands_that_need_pytorch_say_so(tmp_path):
 # --- engines ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not (importlib.util.find_spec("tensorrt_rtx") and importlib.util.find_spec("polygraphy")),
-    reason="TensorRT-RTX and Polygraphy are not installed",
-)
+@pytest.mark.rtx
 def test_build_and_what_became_of_it(run, tmp_path, monkeypatch):
     monkeypatch.setenv("EDGE4D_CACHE", str(tmp_path))
     arguments = ("build", "street", "--backend", "tensorrt_rtx", "--device", "sm_89", "--precision", "fp16")

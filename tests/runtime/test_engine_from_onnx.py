@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -15,14 +14,10 @@ from typing import Any
 import pytest
 
 from edge4d.runtime import engine_from_onnx as builder
-from edge4d.runtime.bundle import Bundle, shipped_bundles
+from edge4d.runtime.bundle import Bundle, Stage, shipped_bundles
+from edge4d.runtime.bundle_engines import profiles
 from edge4d.runtime.engine_from_onnx import BuildOptions, BuildRequest, Progress, engine_from_onnx
 from edge4d.runtime.errors import BackendUnavailable, EngineNotBuilt
-
-needs_rtx = pytest.mark.skipif(
-    not (importlib.util.find_spec("tensorrt_rtx") and importlib.util.find_spec("polygraphy")),
-    reason="TensorRT-RTX and Polygraphy are not installed",
-)
 
 # ---- what each version is asked for: fakes that have the attributes which it has ------------------------------------
 
@@ -137,25 +132,18 @@ def test_a_library_that_is_not_there(tmp_path, monkeypatch):
         builder.library_version("tensorrt")
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_the_version_is_what_the_library_says():
     script = "import tensorrt_rtx; print(tensorrt_rtx.__version__)"
     said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True).stdout
     assert builder.library_version("tensorrt_rtx") == said.strip()
 
 
-def shapes(stage: Any) -> dict[str, Any]:
-    return {
-        tensor.name: tuple(
-            tensor.shape_at({name: getattr(axis, size) for name, axis in stage.axes.items()})
-            for size in ("min", "opt", "max")
-        )
-        for tensor in stage.inputs
-        if tensor.axes()
-    }
+def shapes(stage: Stage) -> dict[str, builder.Profile]:
+    return profiles(stage, [tensor.name for tensor in stage.inputs])
 
 
-@needs_rtx
+@pytest.mark.rtx
 @pytest.mark.parametrize("capability", ["89", "120"])
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", shipped_bundles())
@@ -177,7 +165,7 @@ def perceive() -> BuildRequest:
     return BuildRequest(stage.graph("fp16").whole, "tensorrt_rtx", "fp16", shapes(stage), "89")
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_a_graph_that_cannot_be_read(tmp_path, perceive):
     damaged = tmp_path / "damaged.onnx"
     damaged.write_bytes(perceive.onnx.read_bytes()[:5000])
@@ -185,7 +173,7 @@ def test_a_graph_that_cannot_be_read(tmp_path, perceive):
         engine_from_onnx(perceive._replace(onnx=damaged))
 
 
-@needs_rtx
+@pytest.mark.rtx
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -199,7 +187,7 @@ def test_requests_that_the_library_refuses(perceive, change, words):
         engine_from_onnx(perceive._replace(**change))
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_a_builder_that_is_killed(perceive, monkeypatch):
     started: list[subprocess.Popen[str]] = []
 
@@ -213,7 +201,7 @@ def test_a_builder_that_is_killed(perceive, monkeypatch):
         engine_from_onnx(perceive, lambda progress: started[0].kill())
 
 
-@needs_rtx
+@pytest.mark.rtx
 def test_nobody_waits_for_a_build_that_is_given_up(perceive):
     def give_up(progress: Progress) -> None:
         raise KeyboardInterrupt
