@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -249,6 +250,21 @@ def test_frames_cost_no_memory() -> None:
     gc.collect()
     assert cuda.memory_in_use() <= memory + GRANULE
     assert len(gc.get_objects()) <= objects + 10  # a frame that left one behind would leave a thousand
+
+
+def test_a_frame_is_a_launch_and_a_wait() -> None:
+    """Of everything that could be asked of CUDA: nothing is allocated, and the host waits once, for its frame."""
+    profiler = pytest.importorskip("torch.profiler")
+    renderer, count = Renderer(scene(motion=(poly(),)), backend="cuda"), 50
+    for _ in range(4):
+        renderer.render(view(), 0.0)
+    both = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
+    with profiler.profile(activities=both) as profile:
+        for k in range(count):
+            renderer.render(view(0.001 * k), 0.001 * k)
+    calls = Counter(event.name for event in profile.events() if event.name.startswith("cu"))
+    del calls["cudaDeviceSynchronize"]  # the profiler's own, at its end
+    assert calls == dict.fromkeys(("cudaGraphLaunch", "cudaEventRecord", "cudaEventSynchronize"), count)
 
 
 def test_a_renderer_gives_its_memory_back() -> None:
