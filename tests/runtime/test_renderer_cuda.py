@@ -259,7 +259,7 @@ def test_a_frame_is_a_launch_and_a_wait() -> None:
     for _ in range(4):
         renderer.render(view(), 0.0)
     both = [profiler.ProfilerActivity.CPU, profiler.ProfilerActivity.CUDA]
-    with profiler.profile(activities=both) as profile:
+    with profiler.profile(activities=both, acc_events=True) as profile:
         for k in range(count):
             renderer.render(view(0.001 * k), 0.001 * k)
     calls = Counter(event.name for event in profile.events() if event.name.startswith("cu"))
