@@ -134,8 +134,9 @@ def _model():
             first = (torch.arange(GROUPS) == 1).to(image.dtype)[None, :, None]
             zeros = torch.zeros(1, GROUPS, 3) + 0 * noise.mean()
             velocity = first * (noise.mean() + torch.tensor([1.0, 0.0, 0.0]))
+            linear = torch.stack([velocity, zeros], 2)
             groups = instances.flatten(1)
-            return means, quats, scales, opacities, colors, groups, zeros, velocity, zeros + 0, zeros + 0, zeros + 0
+            return means, quats, scales, opacities, colors, groups, zeros, linear, torch.zeros_like(linear)
 
     def tensors(text: str) -> tuple[TensorSpec, ...]:
         specs = []
@@ -148,10 +149,7 @@ def _model():
     axes = (Axis("H", 32, 32, 256, 32), Axis("W", 32, 64, 512, 32))
     image, intrinsics = "image 1 3 H W", "intrinsics 1 4"
     maps = "depth 1 1 H W; instances 1 H W"
-    motion = "; ".join(
-        f"{name} 1 {GROUPS} 3"
-        for name in ("centres", "velocity", "acceleration", "angular_velocity", "angular_acceleration")
-    )
+    motion = f"centres 1 {GROUPS} 3; linear 1 {GROUPS} 2 3; angular 1 {GROUPS} 2 3"
     gaussians = "means 1 H*W 3; quats 1 H*W 4; scales 1 H*W 3; opacities 1 H*W; colors 1 H*W 3; groups 1 H*W"
     core_inputs = tensors(f"{image}; {maps}; noise 1 2 H/16 W/16; {intrinsics}")
 

@@ -353,7 +353,7 @@ def validate(
         sample = make_sample(world.training_streets(_VALIDATION_SEED, batch, 4), generator, width, height, device)
         depth, instances = model.perceive(sample.photo, sample.intrinsics)
         noise = torch.zeros(len(depth), model.config.noise_channels, height // 16, width // 16, device=device)
-        scene = model.core(sample.photo, depth, instances, noise, sample.intrinsics)
+        scene = model.core.scene(sample.photo, depth, instances, noise, sample.intrinsics)
         held = scene._replace(groups=torch.zeros_like(scene.groups))
         target = torch.cat([sample.later, sample.other])
         moving = torch.cat([sample.later_moving, sample.other_moving])

@@ -1,7 +1,7 @@
 """Pixel-to-4D: from one photograph to a scene, in one pass.
 
 photograph → perceive → depth, instance ids      each may be given by the user instead
-           → core     → Gaussians per pixel, and velocities and accelerations per instance
+           → core     → Gaussians per pixel, and a motion polynomial in time per instance
            → Scene4D
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,9 @@ from edge4d.runtime.motion import Poly
 from edge4d.runtime.photo import Photo, read_photo
 from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.timings import Timings
+
+if TYPE_CHECKING:
+    from edge4d.runtime.systems.pixel_to_4d_live import LivePixelTo4D
 
 PathLike = Union[str, "os.PathLike[str]"]
 Tensors = dict[str, NDArray[Any]]
@@ -90,13 +93,29 @@ class PixelTo4D:
             )
             stage.record({"image": seen.image})
         self.camera_source = seen.camera_source
-        inputs = self._network_inputs(seen)
+        inputs = self.network_inputs(seen)
         perceived = self._perceive(seen, inputs)
-        gaussians = self._core(inputs, perceived, self._noise(size, seed, temperature))
+        gaussians = self._core(inputs, perceived, self.noise(size, seed, temperature))
         with self.timings.stage("scene") as stage:
             scene = self._scene(gaussians, seen, background)
             stage.record({"means": scene.means})
         return scene
+
+    def live(self, size: Optional[tuple[int, int]] = None, *, predict: bool = True) -> LivePixelTo4D:
+        """The same on the GPU alone, for photographs that follow each other: a scene that never leaves it.
+
+        Args:
+            size: (width, height) at which the network sees photographs; the bundle's default without it.
+            predict: depth and instances; else every photograph comes with both.
+
+        Raises:
+            BackendUnavailable: the backend is not TensorRT.
+            InvalidRequest: the network cannot see pictures of this size.
+            EngineNotBuilt: TensorRT refused a graph.
+        """
+        from edge4d.runtime.systems.pixel_to_4d_live import LivePixelTo4D  # here, for it needs a GPU's libraries
+
+        return LivePixelTo4D(self, self._checked_size(size), predict=predict)
 
     def close(self) -> None:
         """Frees the engines."""
@@ -114,7 +133,8 @@ class PixelTo4D:
 
     # --- the chain ----------------------------------------------------------------------------------------------------
 
-    def _network_inputs(self, seen: Photo) -> Tensors:
+    def network_inputs(self, seen: Photo) -> Tensors:
+        """What every network takes: image [1,3,H,W] and intrinsics [1,4]."""
         image = np.ascontiguousarray(seen.image.transpose(2, 0, 1)[None])
         return {"image": image, "intrinsics": np.array([seen.camera.intrinsics], np.float32)}
 
@@ -127,7 +147,7 @@ class PixelTo4D:
         if seen.depth is not None:
             perceived["depth"] = seen.depth[None, None]
         if seen.instances is not None:
-            perceived["instances"] = self._checked_instances(seen.instances)[None]
+            perceived["instances"] = self.checked_instances(seen.instances)[None]
         return perceived
 
     def _core(self, inputs: Tensors, perceived: Tensors, noise: NDArray[np.float32]) -> Tensors:
@@ -141,9 +161,6 @@ class PixelTo4D:
         means, quats, scales, opacities, colors, groups = (
             core[name][0][kept] for name in ("means", "quats", "scales", "opacities", "colors", "groups")
         )
-        # θ(t) = ω t + ½ α t² and the shift v t + ½ a t², as coefficients of t and t².
-        linear = np.stack([core["velocity"][0], 0.5 * core["acceleration"][0]], axis=1)
-        angular = np.stack([core["angular_velocity"][0], 0.5 * core["angular_acceleration"][0]], axis=1)
         config = self.bundle.config
         return Scene4D(
             means=means,
@@ -153,7 +170,7 @@ class PixelTo4D:
             colors=colors,
             groups=groups,
             camera=seen.camera,
-            motion=(Poly(core["centres"][0], linear, angular),),
+            motion=(Poly(core["centres"][0], core["linear"][0], core["angular"][0]),),
             t1=(config["frames"] - 1) / config["fps"],
             fps=config["fps"],
             background=background,
@@ -173,8 +190,12 @@ class PixelTo4D:
             stage.record(outputs)
         return outputs
 
-    def _noise(self, size: tuple[int, int], seed: Optional[int], temperature: Optional[float]) -> NDArray[np.float32]:
-        """temperature · N(0, 1) in the shape that the core takes."""
+    def noise(self, size: tuple[int, int], seed: Optional[int], temperature: Optional[float]) -> NDArray[np.float32]:
+        """temperature · N(0, 1) in the shape that the core takes, for photographs of this (width, height).
+
+        Raises:
+            InvalidRequest: a seed or temperature that cannot be used.
+        """
         if temperature is None:
             temperature = 0.0 if seed is None else 1.0
         if not 0.0 <= temperature <= 10.0:
@@ -210,8 +231,12 @@ class PixelTo4D:
                 hint="Give both: --depth FILE --instances FILE.",
             )
 
-    def _checked_instances(self, instances: NDArray[np.int32]) -> NDArray[np.int32]:
-        """Ids below the bundle's number of groups; larger ones are renumbered from 1, in their order."""
+    def checked_instances(self, instances: NDArray[np.int32]) -> NDArray[np.int32]:
+        """Ids below the bundle's number of groups; larger ones are renumbered from 1, in their order.
+
+        Raises:
+            InvalidPicture: there are more than the network can tell apart.
+        """
         groups = int(self.bundle.config["groups"])
         if instances.max() < groups:
             return instances

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edge4d.runtime.bundle import TensorSpec
 
@@ -38,7 +38,7 @@ class GaussianLayers(NamedTuple):
 
 
 class DynamicGaussians(NamedTuple):
-    """The outputs of the `core` stage, in its order.
+    """Gaussians with their motions, as the networks give them.
 
     means [B,N,3], quats [B,N,4] wxyz, scales [B,N,3], opacities [B,N], colors [B,N,3], groups [B,N] int32 (0 = static);
     centres [B,M,3] metres, velocity, acceleration [B,M,3] in m/s and m/s², angular_velocity, angular_acceleration
@@ -56,6 +56,34 @@ class DynamicGaussians(NamedTuple):
     acceleration: Tensor
     angular_velocity: Tensor
     angular_acceleration: Tensor
+
+
+class CoreOutputs(NamedTuple):
+    """The outputs of the `core` stage, in its order: `DynamicGaussians` whose motions are as a scene stores them.
+
+    means [B,N,3] to centres [B,M,3] as they are; linear, angular [B,M,2,3] the coefficients of t and t², in m/s and
+    m/s², rad/s and rad/s². Row 0 of the last three is zero.
+    """
+
+    means: Tensor
+    quats: Tensor
+    scales: Tensor
+    opacities: Tensor
+    colors: Tensor
+    groups: Tensor
+    centres: Tensor
+    linear: Tensor
+    angular: Tensor
+
+
+class Polynomials(nn.Module):
+    """Constant acceleration as coefficients of t and t²: v and ½ a, ω and ½ α. Kept in float32."""
+
+    def forward(self, scene: DynamicGaussians) -> CoreOutputs:
+        """The same scene as a stage gives it."""
+        linear = torch.stack([scene.velocity, 0.5 * scene.acceleration], dim=2)
+        angular = torch.stack([scene.angular_velocity, 0.5 * scene.angular_acceleration], dim=2)
+        return CoreOutputs(*scene[:7], linear, angular)
 
 
 def unproject(depth_layers: Tensor, intrinsics: Tensor) -> Tensor:
@@ -244,11 +272,13 @@ def along_ground(vectors: Tensor, normal: Tensor) -> Tensor:
 
 
 def core_outputs(layers: int, groups: int) -> tuple[TensorSpec, ...]:
-    """The outputs of the `core` stage as a bundle describes them, in the order of `DynamicGaussians`."""
+    """The outputs of the `core` stage as a bundle describes them, in the order of `CoreOutputs`."""
     gaussian = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "colors": (3,)}
     N = f"{layers}*H*W"
     return (
         *(TensorSpec(name, "float32", (1, N, *channels)) for name, channels in gaussian.items()),
         TensorSpec("groups", "int32", (1, N)),
-        *(TensorSpec(name, "float32", (1, groups, 3)) for name in DynamicGaussians._fields[6:]),
+        TensorSpec("centres", "float32", (1, groups, 3)),
+        TensorSpec("linear", "float32", (1, groups, 2, 3)),
+        TensorSpec("angular", "float32", (1, groups, 2, 3)),
     )

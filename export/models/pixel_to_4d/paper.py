@@ -20,7 +20,12 @@ from edge4d.export.models.layers.dinov2 import IMAGENET_MEAN, IMAGENET_STD, Dino
 from edge4d.export.models.layers.resnet import ResNetEncoder
 from edge4d.export.models.layers.unet import upsample
 from edge4d.export.models.pixel_to_4d import gaussians
-from edge4d.export.models.pixel_to_4d.gaussians import CANONICAL_CHANNELS, MOTION_CHANNELS, DynamicGaussians
+from edge4d.export.models.pixel_to_4d.gaussians import (
+    CANONICAL_CHANNELS,
+    MOTION_CHANNELS,
+    CoreOutputs,
+    DynamicGaussians,
+)
 from edge4d.export.onnx_from_torch import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
 from edge4d.runtime.camera import Camera
@@ -199,12 +204,20 @@ class PaperCore(nn.Module):
         self.dec_vae = nn.Sequential(*(ConvGroupNorm(a, b) for a, b in zip(channels[:-1], channels[1:])))
         self.dec_d = DynamicDecoder(config.static_widths[-1], config)
         self.lift = Lift(config)
+        self.polynomials = gaussians.Polynomials()
         self.enc_vae = MotionEncoder(config)
 
     def forward(
         self, image: Tensor, depth: Tensor, instances: Tensor, features: Tensor, noise: Tensor, intrinsics: Tensor
+    ) -> CoreOutputs:
+        """The stage's outputs: `scene` with its motions as polynomials."""
+        outputs: CoreOutputs = self.polynomials(self.scene(image, depth, instances, features, noise, intrinsics))
+        return outputs
+
+    def scene(
+        self, image: Tensor, depth: Tensor, instances: Tensor, features: Tensor, noise: Tensor, intrinsics: Tensor
     ) -> DynamicGaussians:
-        """Gaussians of the photograph, in the order of the stage's outputs.
+        """Gaussians of the photograph.
 
         Args:
             image: [B,3,H,W] in 0..1, H and W multiples of 32, at least 64.
@@ -290,7 +303,7 @@ class Paper(nn.Module):
                 gaussians.core_outputs(config.layers, config.groups),
                 axes,
                 lambda sizes: _core_example(config, grid, sizes),
-                fp32_scopes=("lift",),
+                fp32_scopes=("lift", "polynomials"),
             ),
         ]
 

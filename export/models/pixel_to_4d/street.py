@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from edge4d.export.models.layers.unet import ConvNorm, Residual, UNet, upsample
 from edge4d.export.models.pixel_to_4d import gaussians
-from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians, core_outputs
+from edge4d.export.models.pixel_to_4d.gaussians import CoreOutputs, DynamicGaussians, core_outputs
 from edge4d.export.onnx_from_torch import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
 from edge4d.runtime.camera import Camera
@@ -259,14 +259,22 @@ class StreetCore(nn.Module):
         self.dec_d = nn.ModuleList([ConvNorm(m + widths[3], m), ConvNorm(m + widths[2], m)])
         self.motion = nn.Sequential(Residual(m), nn.Conv2d(m, gaussians.MOTION_CHANNELS, 3, 1, 1))
         self.lift = Lift(config)
+        self.polynomials = gaussians.Polynomials()
         for head in (self.dec_s[-1], self.motion[-1]):
             head.weight.data.normal_(std=1e-3)  # type: ignore[operator]
             head.bias.data.zero_()  # type: ignore[operator]
 
     def forward(
         self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
+    ) -> CoreOutputs:
+        """The stage's outputs: `scene` with its motions as polynomials."""
+        outputs: CoreOutputs = self.polynomials(self.scene(image, depth, instances, noise, intrinsics))
+        return outputs
+
+    def scene(
+        self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
     ) -> DynamicGaussians:
-        """Gaussians of the photograph, in the order of the stage's outputs.
+        """Gaussians of the photograph.
 
         Args:
             image: [B,3,H,W] in 0..1, H and W multiples of 32.
@@ -339,7 +347,7 @@ class Street(nn.Module):
                 core_outputs(self.config.layers, self.config.groups),
                 axes,
                 self._core_example,
-                fp32_scopes=("prepare", "lift"),
+                fp32_scopes=("prepare", "lift", "polynomials"),
             ),
         ]
 

@@ -67,7 +67,7 @@ def test_stages_are_those_of_onnx_runtime(
     with tensorrt.engine(STREET, "core", precision) as engine:
         found = engine.run(core)
     np.testing.assert_array_equal(found["groups"], expected["groups"])
-    for name in ("means", "scales", "opacities", "colors", "velocity"):
+    for name in ("means", "scales", "opacities", "colors", "linear"):
         scale = np.abs(expected[name]).max()
         assert np.mean(np.abs(found[name] - expected[name]) > tolerance * scale) < 1e-3, name
 

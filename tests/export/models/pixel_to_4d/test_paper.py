@@ -75,15 +75,16 @@ def test_the_papers_configuration_has_forty_million_weights():
 
 def test_outputs_have_the_stages_shapes_and_start_static():
     scene = tiny()(*inputs(2))
+    assert [tensor.name for tensor in gaussians.core_outputs(3, 64)] == list(scene._fields)
     N = 3 * H * W
     assert scene.means.shape == (2, N, 3)
     assert scene.quats.shape == (2, N, 4)
     assert scene.opacities.shape == (2, N)
     assert scene.groups.shape == (2, N)
     assert scene.groups.dtype == torch.int32
-    for name in ("velocity", "acceleration", "angular_velocity", "angular_acceleration"):
-        assert (getattr(scene, name) == 0).all()
-        assert getattr(scene, name).shape == (2, 64, 3)
+    for motion in (scene.linear, scene.angular):
+        assert (motion == 0).all()
+        assert motion.shape == (2, 64, 2, 3)
     assert (scene.centres[:, 3] != 0).all()
 
 
@@ -103,8 +104,8 @@ def test_noise_changes_motion_only():
     first, second = core(*given, noise, intrinsics), core(*given, -noise, intrinsics)
     assert torch.equal(first.means, second.means)
     assert torch.equal(first.colors, second.colors)
-    assert (first.velocity[0, 3] != second.velocity[0, 3]).all()
-    assert (first.velocity[0, torch.arange(64) != 3] == 0).all()
+    assert (first.linear[0, 3] != second.linear[0, 3]).all()
+    assert (first.linear[0, torch.arange(64) != 3] == 0).all()
 
 
 def test_dino_features_reach_gaussians_and_motion():
@@ -112,7 +113,7 @@ def test_dino_features_reach_gaussians_and_motion():
     first = core(image, depth, instances, features, *rest)
     second = core(image, depth, instances, features + 1, *rest)
     assert not torch.equal(first.colors, second.colors)
-    assert not torch.equal(first.velocity, second.velocity)
+    assert not torch.equal(first.linear, second.linear)
 
 
 @pytest.mark.parametrize("skips", [0, 2, 4])
@@ -155,5 +156,5 @@ def test_it_becomes_a_bundle_for_any_size_in_both_precisions(tmp_path):
     graph = onnx.load(tmp_path / "paper.e4d" / core.graph("fp32").whole).graph
     slow_or_unknown = {"ScatterElements", "ScatterND", "CumSum", "TopK", "NonZero", "Loop", "If"}
     assert not slow_or_unknown & {node.op_type for node in graph.node}
-    assert [tensor.name for tensor in core.outputs] == list(gaussians.DynamicGaussians._fields)
+    assert [tensor.name for tensor in core.outputs] == list(gaussians.CoreOutputs._fields)
     assert core.outputs[0].shape_at({"H": 64, "W": 96}) == (1, 3 * 64 * 96, 3)
