@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from edge4d.kernels._library import library_path
 from edge4d.runtime.backends import cuda
-from edge4d.runtime.bundle import Bundle, SessionStep, Stage
+from edge4d.runtime.bundle import Bundle, OperatorStep, SessionStep, Stage
 from edge4d.runtime.engine_cache import CachedEngine, EngineCache, EngineKey
 from edge4d.runtime.engine_from_onnx import (
     DEFAULTS,
@@ -26,7 +27,7 @@ from edge4d.runtime.engine_from_onnx import (
     engine_from_onnx,
     library_version,
 )
-from edge4d.runtime.errors import BackendUnavailable, InvalidRequest
+from edge4d.runtime.errors import BackendUnavailable, InvalidRequest, LibraryNotFound
 from edge4d.runtime.onnx_files import external_locations
 
 _DEVICE = re.compile(r"(?:sm_?)?([1-9]\d{1,2})")
@@ -55,6 +56,7 @@ class Part(NamedTuple):
     name: str
     onnx: Path
     inputs: tuple[str, ...]
+    has_operators: bool = False  # of ours
 
 
 def target(library: str, device: Optional[str] = None, *, version: Optional[str] = None) -> Target:
@@ -155,7 +157,8 @@ def parts(stage: Stage, precision: str, library: str) -> list[Part]:
     """The graphs of a stage that `library` makes engines of."""
     graph = stage.graph(precision)
     if library == "tensorrt":
-        return [Part(stage.name, graph.whole, tuple(tensor.name for tensor in stage.inputs))]
+        inputs = tuple(tensor.name for tensor in stage.inputs)
+        return [Part(stage.name, graph.whole, inputs, any(isinstance(step, OperatorStep) for step in graph.steps))]
     steps = [step for step in graph.steps if isinstance(step, SessionStep)]
     names = [stage.name] if len(steps) == 1 else [f"{stage.name}.{i}" for i in range(len(steps))]
     return [Part(name, step.onnx, step.inputs) for name, step in zip(names, steps)]
@@ -193,7 +196,8 @@ def request(stage: Stage, part: Part, precision: str, target: Target, options: B
         precision,
         profiles(stage, part.inputs),
         target.compute_capability if target.library == "tensorrt_rtx" else None,
-        options=options,
+        plugin_library(target.version) if part.has_operators else None,
+        options,
     )
 
 
@@ -202,7 +206,7 @@ def key(bundle: Bundle, part: Part, target: Target, request: BuildRequest) -> En
     return EngineKey(
         name=f"{bundle.name}.{part.name}",
         onnx=_content(bundle, part.onnx),
-        plugins="",
+        plugins=plugins_content(request.plugins),
         precision=request.precision,
         profiles={name: [list(shape) for shape in shapes] for name, shapes in request.profiles.items()},
         options=request.options._asdict(),
@@ -211,6 +215,28 @@ def key(bundle: Bundle, part: Part, target: Target, request: BuildRequest) -> En
         cuda=target.cuda,
         platform=f"{platform.system()}-{platform.machine()}".lower(),
     )
+
+
+def plugin_library(version: str) -> Path:
+    """Where the plugins for a TensorRT of this version, such as "8.6.0", lie."""
+    return library_path(f"libedge4d_trt{version.split('.')[0]}.so")
+
+
+def plugins_content(library: Optional[Path]) -> str:
+    """The SHA-256 of a library of plugins; "" without one.
+
+    Raises:
+        LibraryNotFound: it is not there.
+    """
+    if library is None:
+        return ""
+    if not library.is_file():
+        raise LibraryNotFound(
+            "The TensorRT plugins are not there.",
+            note=f"Looked for '{library}'.",
+            hint="Build them with CMake and -DEDGE4D_TENSORRT_INCLUDE=, the folder of TensorRT's headers.",
+        )
+    return hashlib.sha256(library.read_bytes()).hexdigest()
 
 
 def _content(bundle: Bundle, onnx: Path) -> str:

@@ -175,7 +175,7 @@ def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:
     polygraphy = importlib.import_module("polygraphy.backend.trt")
     importlib.import_module("polygraphy.logger").G_LOGGER.module_severity = 30  # warnings
     if request.plugins:
-        polygraphy.load_plugins(plugins=[str(request.plugins)])
+        importlib.import_module("edge4d.runtime.backends.tensorrt").load_plugins(request.plugins)
     report("parse")
     builder, network, parser = polygraphy.network_from_onnx_path(
         str(request.onnx), strongly_typed=hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")

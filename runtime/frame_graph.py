@@ -9,29 +9,33 @@ before is copied and looked at.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from edge4d.kernels import cuda
 from edge4d.kernels.checks import INT32_MAX
-from edge4d.kernels.cuda import MAX_MOTION_TERMS, DeltaTerm, PolyTerm, StoredGaussians
 from edge4d.kernels.ops import ALPHA, DEPTH, IMAGE
 from edge4d.kernels.reference import Rasterization
-from edge4d.runtime.backends.cuda import DeviceArray, Event, Graph, Stream, current_device, pinned_array, use_device
+from edge4d.runtime.backends.cuda import (
+    DeviceArray,
+    Event,
+    Graph,
+    Mirrored,
+    Stream,
+    current_device,
+    use_device,
+)
 from edge4d.runtime.camera import Camera
-from edge4d.runtime.errors import InvalidRequest, PairOverflow
-from edge4d.runtime.gaussians import Gaussians
-from edge4d.runtime.motion import Delta, Motion, Poly
+from edge4d.runtime.errors import PairOverflow
 from edge4d.runtime.renderer import Frame
 from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.scene_on_device import SceneOnDevice
 
 _FIRST_PAIRS = 4  # per Gaussian: scenes of photographs need two to three
 _PAIRS_STEP = 1 << 16  # capacities are multiples of it
-_ALIGNMENT = 256  # bytes
 
 
 class Settings(NamedTuple):
@@ -55,9 +59,9 @@ class CudaDrawing:
 
     lends = True  # a frame lies in memory that the next but one will use
 
-    def __init__(self, scene: Scene4D, settings: Settings, max_pairs: Optional[int]) -> None:
+    def __init__(self, scene: Union[Scene4D, SceneOnDevice], settings: Settings, max_pairs: Optional[int]) -> None:
         self._device = current_device()
-        self._scene = _SceneOnDevice(scene)
+        self._scene = scene if isinstance(scene, SceneOnDevice) else SceneOnDevice.from_scene(scene)
         self._settings = settings
         self._grows = max_pairs is None
         self._capacity = _rounded_up(_FIRST_PAIRS * len(scene)) if max_pairs is None else max_pairs
@@ -111,12 +115,12 @@ class _Begun(NamedTuple):
 class _FrameGraph:
     """One frame at a time: its memory on both sides, and the graph that fills it."""
 
-    def __init__(self, scene: _SceneOnDevice, settings: Settings, size: tuple[int, int], capacity: int) -> None:
+    def __init__(self, scene: SceneOnDevice, settings: Settings, size: tuple[int, int], capacity: int) -> None:
         self.size, self.capacity = size, capacity
         self._scene, self._settings = scene, settings
         self._stream, self._done = Stream(), Event()
         self._graph: Optional[Graph] = None
-        self._inputs = _Block(
+        self._inputs = Mirrored(
             {
                 "viewmats": ((1, 1, 4, 4), np.float32),
                 "Ks": ((1, 1, 3, 3), np.float32),
@@ -125,7 +129,7 @@ class _FrameGraph:
             }
         )
         self._inputs.host["background"][:] = settings.background
-        self._outputs = _Block(_output_arrays(settings, size))
+        self._outputs = Mirrored(_output_arrays(settings, size))
         self._moved = scene.room_for_moved()
         self._workspace = DeviceArray((self._workspace_bytes(),), np.uint8)
         self._frame = _frame_of(self._outputs.host)
@@ -137,6 +141,8 @@ class _FrameGraph:
         self._inputs.host["time"][0] = t
         if self._graph is None:
             self._graph = self._recorded()
+        if self._scene.ready:
+            self._stream.wait_for(self._scene.ready)
         self._graph.launch()
         self._done.record(self._stream)
 
@@ -172,8 +178,8 @@ class _FrameGraph:
             stream=self._stream,
             width=self.size[0],
             height=self.size[1],
-            eps2d=self._scene.eps2d,
-            antialiased=self._scene.antialiased,
+            eps2d=self._scene.about.eps2d,
+            antialiased=self._scene.about.antialiased,
             sh_degree=self._scene.sh_degree,
             max_pairs=self.capacity,
             outputs=self._settings.outputs,
@@ -183,7 +189,7 @@ class _FrameGraph:
 
     def _workspace_bytes(self) -> int:
         return cuda.gaussian_rasterize_workspace(
-            gaussians=self._scene.count,
+            gaussians=len(self._scene),
             coefficients=self._scene.coefficients,
             width=self.size[0],
             height=self.size[1],
@@ -193,122 +199,7 @@ class _FrameGraph:
         )
 
 
-# ---- the scene ------------------------------------------------------------------------------------------------------
-
-
-class _SceneOnDevice:
-    """A scene's Gaussians in GPU memory: what moves as it is stored, what stands still as it is drawn."""
-
-    def __init__(self, scene: Scene4D) -> None:
-        self.count, self.sh_degree = len(scene), scene.sh_degree
-        self.coefficients = 0 if scene.sh_degree < 0 else scene.colors.shape[1]
-        self.eps2d, self.antialiased = scene.eps2d, scene.antialiased
-        self.check_time = scene.check_time
-        moving = _moving(scene.motion)
-        still = scene.without_motion().evaluate(0.0)._asdict()
-        self._still = {name: DeviceArray.from_numpy(still[name]) for name in still if name not in moving}
-        self._stored = StoredGaussians(**{name: DeviceArray.from_numpy(getattr(scene, name)) for name in moving})
-        self._groups = DeviceArray.from_numpy(scene.groups)
-        self._terms = [_on_device(term, len(scene)) for term in scene.motion]
-        self._activation = scene.activation
-
-    def room_for_moved(self) -> StoredGaussians:
-        """Memory for one frame's Gaussians, as far as they move."""
-        stored: Any = self._stored
-        return StoredGaussians(*(None if array is None else DeviceArray(array.shape) for array in stored))
-
-    def moved(self, time: DeviceArray, room: StoredGaussians, stream: Stream) -> tuple[Any, ...]:
-        """Means, quats, scales, opacities and colors [1,N,...] at a time, once the stream has come to it."""
-        activation = self._activation
-        if self._terms:
-            cuda.move_gaussians(
-                self._stored,
-                time=time,
-                out=room,
-                groups=self._groups,
-                terms=self._terms,
-                scale_activation=activation.scale,
-                opacity_activation=activation.opacity,
-                scale_bias=activation.scale_bias,
-                opacity_bias=activation.opacity_bias,
-                scale_floor=activation.scale_floor,
-                quat_bias=activation.quat_bias,
-                stream=stream,
-            )
-        arrays: Any = {**room._asdict(), **self._still}
-        return tuple(arrays[name].view((1, *arrays[name].shape)) for name in Gaussians._fields)
-
-
-def _moving(motion: tuple[Motion, ...]) -> set[str]:
-    """The names of what changes with time."""
-    if len(motion) > MAX_MOTION_TERMS:
-        raise InvalidRequest(
-            "The scene has more motion terms than the GPU applies.",
-            note=f"It has {len(motion)}; at most {MAX_MOTION_TERMS} are possible.",
-            hint='Bake several into one, or draw on the CPU: backend="onnxruntime".',
-        )
-    names: set[str] = set()
-    for term in motion:
-        names |= set(term.layout) if isinstance(term, Delta) else {"means", "quats"}
-    return names
-
-
-def _on_device(term: Motion, count: int) -> NamedTuple:
-    if isinstance(term, Poly):
-        return PolyTerm(*(DeviceArray.from_numpy(array) for array in (term.centres, term.linear, term.angular)))
-    if not isinstance(term, Delta):
-        raise InvalidRequest(
-            "The GPU does not know a motion of the scene.",
-            note=f"It is a {type(term).__name__}; known are Poly and Delta.",
-            hint='Draw on the CPU: backend="onnxruntime".',
-        )
-    return DeltaTerm(
-        DeviceArray.from_numpy(term.times),
-        DeviceArray.from_numpy(term.data),
-        {name: first for name, (first, _) in term.layout.items()},
-        None if term.ids is None else DeviceArray.from_numpy(_rows(term.ids, count)),
-        term.domain == "raw",
-        term.rotation,
-        term.interpolation,
-    )
-
-
-def _rows(ids: NDArray[np.int32], count: int) -> NDArray[np.int32]:
-    """[count] the place of each Gaussian in `ids`, -1 where it is not among them."""
-    rows = np.full(count, -1, np.int32)
-    rows[ids] = np.arange(len(ids), dtype=np.int32)
-    return rows
-
-
 # ---- memory ---------------------------------------------------------------------------------------------------------
-
-
-class _Block:
-    """Arrays one after the other in one piece of memory, on the GPU and on the host: one copy moves them all.
-
-    Attributes:
-        host, device: the arrays by name.
-    """
-
-    def __init__(self, arrays: Mapping[str, tuple[tuple[int, ...], DTypeLike]]) -> None:
-        nbytes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in arrays.items()}
-        whole = sum(_aligned(count) for count in nbytes.values())
-        self._host, self._device = pinned_array((whole,), np.uint8), DeviceArray((whole,), np.uint8)
-        self._host[:] = 0  # the gaps between arrays too: they are copied with them
-        self._device.copy_from(self._host)
-        self.host: dict[str, NDArray[Any]] = {}
-        self.device: dict[str, DeviceArray] = {}
-        offset = 0
-        for name, (shape, dtype) in arrays.items():
-            self.host[name] = self._host[offset : offset + nbytes[name]].view(dtype).reshape(shape)
-            self.device[name] = self._device.view(shape, dtype, offset)
-            offset += _aligned(nbytes[name])
-
-    def to_device(self, stream: Stream) -> None:
-        self._device.copy_from(self._host, stream)
-
-    def to_host(self, stream: Stream) -> None:
-        self._device.copy_to(self._host, stream)
 
 
 def _output_arrays(settings: Settings, size: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], DTypeLike]]:
@@ -329,10 +220,6 @@ def _frame_of(arrays: Mapping[str, NDArray[Any]]) -> Frame:
     image = arrays["image"][0, 0] if "image" in arrays else nothing
     alpha, depth = (arrays[name][0, 0, ..., 0] if name in arrays else nothing for name in ("alpha", "depth"))
     return Frame(image, alpha, depth, arrays["stats"][0, 0])
-
-
-def _aligned(nbytes: int) -> int:
-    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _rounded_up(pairs: int) -> int:

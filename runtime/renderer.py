@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Protocol, Union
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from edge4d.runtime.pose_files import read_camera_path
 from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.trajectories import TRAJECTORIES, CameraPath, trajectory
 from edge4d.runtime.video import depth_writer, frame_writer
+
+if TYPE_CHECKING:
+    from edge4d.runtime.scene_on_device import SceneOnDevice
 
 PathLike = Union[str, "os.PathLike[str]"]
 
@@ -54,7 +57,7 @@ class Renderer:
     another size than the ones before costs some milliseconds.
 
     Args:
-        scene: what to render.
+        scene: what to render; a `SceneOnDevice` by the GPU alone.
         background: RGB in 0..1; the scene's own without it.
         outputs: of "image", "alpha" and "depth".
         dtype: of the image, "uint8" or "float32".
@@ -76,7 +79,7 @@ class Renderer:
 
     def __init__(
         self,
-        scene: Scene4D,
+        scene: Union[Scene4D, SceneOnDevice],
         *,
         background: Optional[Sequence[float]] = None,
         outputs: Sequence[str] = ("image", "alpha", "depth"),
@@ -152,6 +155,12 @@ class Renderer:
         self, background: NDArray[np.float32], outputs: int, dtype: str, max_pairs: Optional[int]
     ) -> _Drawing:
         if not self.on_gpu:
+            if not isinstance(self.scene, Scene4D):
+                raise InvalidRequest(
+                    "The CPU cannot draw a scene that is in GPU memory.",
+                    note=f"The scene is a {type(self.scene).__name__}.",
+                    hint='Draw it there: backend="cuda".',
+                )
             return _CpuDrawing(self.scene, background, outputs, dtype, max_pairs)
         from edge4d.runtime.frame_graph import CudaDrawing, Settings
 

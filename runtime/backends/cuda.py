@@ -14,7 +14,7 @@ import ctypes
 import functools
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -26,6 +26,8 @@ from edge4d.kernels import _library
 from edge4d.kernels.cuda import array_interface, check_dense, stream_handle
 from edge4d.runtime.backends import dlpack
 from edge4d.runtime.errors import BackendUnavailable, CudaError, InvalidTensor, LibraryNotFound
+
+_ALIGNMENT = 256  # bytes, of arrays that share a piece of memory
 
 
 def check() -> None:
@@ -272,6 +274,43 @@ def pinned_array(shape: Sequence[int], dtype: DTypeLike = np.float32) -> NDArray
     weakref.finalize(memory, _release, "cudaFreeHost", pointer)
     array: NDArray[Any] = np.ndarray(shape, dtype, buffer=memoryview(memory))  # keeps `memory`
     return array
+
+
+class Mirrored:
+    """Arrays one after the other in one piece of memory, on the GPU and on the host: one copy moves them all.
+
+    Args:
+        arrays: shape and dtype of each, by name.
+
+    Attributes:
+        host, device: the arrays by name; those of the host are page-locked. All begin as zeros.
+    """
+
+    def __init__(self, arrays: Mapping[str, tuple[Sequence[int], DTypeLike]]) -> None:
+        nbytes = {name: math.prod(shape) * np.dtype(dtype).itemsize for name, (shape, dtype) in arrays.items()}
+        whole = sum(_aligned(count) for count in nbytes.values())
+        self._host, self._device = pinned_array((whole,), np.uint8), DeviceArray((whole,), np.uint8)
+        self._host[:] = 0  # the gaps between arrays too: they are copied with them
+        self._device.copy_from(self._host)
+        self.host: dict[str, NDArray[Any]] = {}
+        self.device: dict[str, DeviceArray] = {}
+        offset = 0
+        for name, (shape, dtype) in arrays.items():
+            self.host[name] = self._host[offset : offset + nbytes[name]].view(dtype).reshape(shape)
+            self.device[name] = self._device.view(shape, dtype, offset)
+            offset += _aligned(nbytes[name])
+
+    def to_device(self, stream: Stream) -> None:
+        """Copies all arrays, when the stream comes to it."""
+        self._device.copy_from(self._host, stream)
+
+    def to_host(self, stream: Stream) -> None:
+        """Copies all arrays, when the stream comes to it."""
+        self._device.copy_to(self._host, stream)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 # ---- streams, events, graphs ----------------------------------------------------------------------------------------
