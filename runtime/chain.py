@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Optional
 
 from numpy.typing import NDArray
 
@@ -21,12 +21,13 @@ class Chain:
     Args:
         stages: names, in the order in which they run.
         sizes: of the stages' axes, such as {"W": 448, "H": 256}.
+        stream: where it runs; a new one without it.
 
     Attributes:
         inputs: arrays in page-locked memory, to be filled before `launch`; until the stream is through with it, they
             must stay as they are.
         outputs: what the stages give, in GPU memory; each run overwrites it.
-        stream: where it runs.
+        stream: as above.
 
     Raises:
         PrecisionNotInBundle, InvalidBundle, EngineNotBuilt: as `TensorRtBackend.engine`.
@@ -35,10 +36,17 @@ class Chain:
     """
 
     def __init__(
-        self, backend: TensorRtBackend, bundle: Bundle, stages: Sequence[str], precision: str, sizes: Mapping[str, int]
+        self,
+        backend: TensorRtBackend,
+        bundle: Bundle,
+        stages: Sequence[str],
+        precision: str,
+        sizes: Mapping[str, int],
+        *,
+        stream: Optional[Stream] = None,
     ) -> None:
         described = [bundle.stage(name) for name in stages]
-        self.stream, self._scratch = Stream(), Scratch()
+        self.stream, self._scratch = stream or Stream(), Scratch()
         self._engines = [backend.load(bundle, stage.name, precision) for stage in described]
         self._inputs = Mirrored(_inputs(described, sizes))
         self.inputs: dict[str, NDArray[Any]] = self._inputs.host

@@ -76,6 +76,10 @@ class SceneOnDevice:
         return self.about.t0
 
     @property
+    def t1(self) -> float:
+        return self.about.t1
+
+    @property
     def background(self) -> tuple[float, float, float]:
         return self.about.background
 

@@ -101,12 +101,15 @@ class PixelTo4D:
             stage.record({"means": scene.means})
         return scene
 
-    def live(self, size: Optional[tuple[int, int]] = None, *, predict: bool = True) -> LivePixelTo4D:
+    def live(
+        self, size: Optional[tuple[int, int]] = None, *, predict: bool = True, stream: Optional[object] = None
+    ) -> LivePixelTo4D:
         """The same on the GPU alone, for photographs that follow each other: a scene that never leaves it.
 
         Args:
             size: (width, height) at which the network sees photographs; the bundle's default without it.
             predict: depth and instances; else every photograph comes with both.
+            stream: where the networks run: one of cuda-bindings, CuPy, PyCUDA or torch; a new one without it.
 
         Raises:
             BackendUnavailable: the backend is not TensorRT.
@@ -115,7 +118,7 @@ class PixelTo4D:
         """
         from edge4d.runtime.systems.pixel_to_4d_live import LivePixelTo4D  # here, for it needs a GPU's libraries
 
-        return LivePixelTo4D(self, self._checked_size(size), predict=predict)
+        return LivePixelTo4D(self, self._checked_size(size), predict=predict, stream=stream)
 
     def close(self) -> None:
         """Frees the engines."""

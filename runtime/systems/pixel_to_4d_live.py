@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge4d.kernels.cuda import PolyTerm, StoredGaussians
-from edge4d.runtime.backends.cuda import Event
+from edge4d.runtime.backends.cuda import Event, Stream
 from edge4d.runtime.backends.tensorrt import TensorRtBackend
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.chain import Chain
@@ -36,7 +36,7 @@ class LivePixelTo4D:
         chain: the networks, with their inputs and outputs.
     """
 
-    def __init__(self, pipeline: PixelTo4D, size: tuple[int, int], *, predict: bool) -> None:
+    def __init__(self, pipeline: PixelTo4D, size: tuple[int, int], *, predict: bool, stream: Optional[object]) -> None:
         if not isinstance(pipeline.backend, TensorRtBackend):
             raise BackendUnavailable(
                 "Only TensorRT keeps scenes on the GPU.",
@@ -49,7 +49,14 @@ class LivePixelTo4D:
         if not predict and "perceive" in stages:
             stages.remove("perceive")
         sizes = {"W": size[0], "H": size[1]}
-        self.chain = Chain(pipeline.backend, bundle, stages, pipeline.precision, sizes)
+        self.chain = Chain(
+            pipeline.backend,
+            bundle,
+            stages,
+            pipeline.precision,
+            sizes,
+            stream=None if stream is None else Stream(stream),
+        )
         self._done = Event()
         self.scene = self._scene_of_outputs()
 
