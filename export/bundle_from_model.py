@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from edge4d.export.cut import write_graphs
-from edge4d.export.onnx_from_torch import ExportStage, check_sizes, example_arrays, onnx_from_torch, run_onnx
+from edge4d.export.onnx_from_torch import check_sizes, example_arrays, onnx_from_torch, run_onnx
 from edge4d.export.precision import fp16_from_fp32, rounded_to_half, with_half_weights
+from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import (
     DESCRIPTION,
     FORMAT,

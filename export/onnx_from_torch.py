@@ -8,7 +8,6 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto, helper, numpy_helper
-from torch import Tensor, nn
+from torch import Tensor
 
 from edge4d.export import custom_ops
 from edge4d.export.cut import keep_operator_types, write_graphs
+from edge4d.export.stage import ExportStage
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from edge4d.runtime.bundle import Axis, Stage, TensorSpec, check_stage_tensors, factors
+from edge4d.runtime.bundle import Stage, TensorSpec, factors
 from edge4d.runtime.errors import ExportFailed
 
 OPSET = 17  # the newest that TensorRT 8.6 reads
@@ -36,34 +36,6 @@ INTEGER_TOLERANCE = 1e-3
 """Largest share of whole numbers that may differ: an argmax flips where its two best values are equal to rounding."""
 
 _EXPORTER_OPSET = 18  # the oldest that torch's exporter writes; `_to_opset_17` does the rest
-
-
-@dataclass(frozen=True)
-class ExportStage:
-    """What one engine of a system computes.
-
-    Attributes:
-        name: the stage's name in the bundle, such as "core".
-        module: takes `inputs` as positional arguments in this order, returns one tensor or a tuple in the order of
-            `outputs`; in eval mode.
-        inputs, outputs: names, dtypes and shapes; dimensions are numbers, axes ("H") or products ("2*H*W", "H/16").
-        axes: the dynamic axes; each must be a dimension of its own in some input.
-        example: inputs at one size per axis, such as {"H": 64, "W": 96}; the export is checked on what it returns.
-        fp32_scopes: module paths inside `module`, such as "gaussian_head" or "decoder.blocks.0", whose arithmetic
-            stays in float32 in the fp16 variant (a path includes everything below it, "" is all). Arithmetic that
-            must stay in float32, such as depths and positions, belongs in a module of its own.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    axes: tuple[Axis, ...]
-    example: Callable[[Mapping[str, int]], tuple[Tensor, ...]]
-    fp32_scopes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_stage_tensors({axis.name: axis for axis in self.axes}, self.inputs, self.outputs)
 
 
 def onnx_from_torch(stage: ExportStage) -> ModelProto:
@@ -104,6 +76,7 @@ def onnx_from_torch(stage: ExportStage) -> ModelProto:
     _name_nodes(model.graph)
     _strip(model)
     _to_opset_17(model)
+    _slice_shapes(model.graph)
     _describe(model.graph, stage)
     _check(model, stage)
     for sizes in check_sizes(stage):
@@ -290,6 +263,20 @@ def _pop_attribute(node: NodeProto, name: str, default: Any) -> Any:
             node.attribute.remove(attribute)
             return value
     return default
+
+
+def _slice_shapes(graph: GraphProto) -> None:
+    """Shape without `start` and `end`, which TensorRT 8.6 reads over, and a Slice behind it."""
+    for index, node in reversed(list(enumerate(graph.node))):
+        if node.op_type != "Shape" or not node.attribute:
+            continue
+        start, end = _pop_attribute(node, "start", 0), _pop_attribute(node, "end", np.iinfo(np.int64).max)
+        part, whole = node.output[0], f"{node.output[0]}_whole"
+        node.output[0] = whole
+        bounds = {f"{part}_start": [start], f"{part}_end": [end], f"{part}_axes": [0]}
+        for name, value in bounds.items():
+            graph.initializer.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        graph.node.insert(index + 1, helper.make_node("Slice", [whole, *bounds], [part], name=f"{node.name}_part"))
 
 
 def _describe(graph: GraphProto, stage: ExportStage) -> None:

@@ -112,7 +112,7 @@ def _model():
     import torch
     from torch import nn
 
-    from edge4d.export.onnx_from_torch import ExportStage
+    from edge4d.export.stage import ExportStage
     from edge4d.runtime.bundle import Axis, TensorSpec
 
     class Perceive(nn.Module):

@@ -61,6 +61,12 @@ def test_the_command_line_needs_typer_and_rich_too():
     run(sys.executable, "-P", "-c", ISOLATED, theirs, "edge4d.runtime.cli")
 
 
+def test_models_are_made_without_the_exporter():
+    pytest.importorskip("torch")
+    made = "from edge4d.export.models.pixel_to_4d import build; build('tiny')"
+    run(sys.executable, "-P", "-c", f"import sys; sys.modules['onnx'] = sys.modules['onnxscript'] = None; {made}")
+
+
 def test_every_public_name_can_be_had():
     import edge4d
 

@@ -14,7 +14,8 @@ onnx = pytest.importorskip("onnx")
 from torch import Tensor, nn  # noqa: E402
 
 from edge4d.export.bundle_from_model import bundle_from_model  # noqa: E402
-from edge4d.export.onnx_from_torch import ExportStage, example_arrays  # noqa: E402
+from edge4d.export.onnx_from_torch import example_arrays  # noqa: E402
+from edge4d.export.stage import ExportStage  # noqa: E402
 from edge4d.runtime.backends import backend  # noqa: E402
 from edge4d.runtime.bundle import Axis, Bundle, OperatorStep, SessionStep, TensorSpec  # noqa: E402
 from edge4d.runtime.camera import Camera  # noqa: E402

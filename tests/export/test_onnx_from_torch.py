@@ -16,12 +16,12 @@ from torch.nn import functional as F  # noqa: E402, N812
 from edge4d.export.onnx_from_torch import (  # noqa: E402
     IR_VERSION,
     OPSET,
-    ExportStage,
     check_sizes,
     onnx_from_torch,
     trace_sizes,
 )
 from edge4d.export.precision import scope_of  # noqa: E402
+from edge4d.export.stage import ExportStage  # noqa: E402
 from edge4d.runtime.bundle import Axis, TensorSpec  # noqa: E402
 from edge4d.runtime.errors import ExportFailed, InvalidRequest  # noqa: E402
 

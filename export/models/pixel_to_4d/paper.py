@@ -26,7 +26,7 @@ from edge4d.export.models.pixel_to_4d.gaussians import (
     CoreOutputs,
     DynamicGaussians,
 )
-from edge4d.export.onnx_from_torch import ExportStage
+from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
 from edge4d.runtime.camera import Camera
 

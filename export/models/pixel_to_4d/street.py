@@ -23,7 +23,7 @@ from torch.nn import functional
 from edge4d.export.models.layers.unet import ConvNorm, Residual, UNet, upsample
 from edge4d.export.models.pixel_to_4d import gaussians
 from edge4d.export.models.pixel_to_4d.gaussians import CoreOutputs, DynamicGaussians, core_outputs
-from edge4d.export.onnx_from_torch import ExportStage
+from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
 from edge4d.runtime.camera import Camera
 
