@@ -9,6 +9,7 @@ Features are asked for by name, not by version: an attribute that TensorRT 11 ha
 
 from __future__ import annotations
 
+import ctypes
 import ctypes.util
 import importlib
 import json
@@ -238,12 +239,22 @@ def config_arguments(trt: Any, request: BuildRequest) -> dict[str, Any]:
 
 def _tactic_sources(trt: Any) -> list[Any]:
     """All that this machine has: a build fails when it asks for a cuBLAS or cuDNN that is not there."""
-    wanted = {"CUBLAS": "cublas", "CUBLAS_LT": "cublasLt", "CUDNN": "cudnn"}
-    return [
-        source
-        for name, source in trt.TacticSource.__members__.items()
-        if name not in wanted or ctypes.util.find_library(wanted[name])
-    ]
+    wanted = {
+        "CUBLAS": ("cublas", "cublasGetProperty"),
+        "CUBLAS_LT": ("cublasLt", "cublasLtGetProperty"),
+        "CUDNN": ("cudnn", "cudnnGetProperty"),
+    }
+    sources = trt.TacticSource.__members__.items()
+    return [source for name, source in sources if name not in wanted or _has(*wanted[name])]
+
+
+def _has(library: str, function: str) -> bool:
+    """Whether a library is there, and is more than a name that something else needed to be linked."""
+    found = ctypes.util.find_library(library)
+    try:
+        return found is not None and hasattr(ctypes.CDLL(found), function)
+    except OSError:
+        return False
 
 
 def _profile(polygraphy: Any, profiles: Mapping[str, Sequence[Sequence[int]]]) -> Any:

@@ -146,6 +146,13 @@ def test_versions_are_those_that_old_readers_know(network: onnx.ModelProto) -> N
         assert onnx.defs.get_schema(node.op_type, OPSET).since_version <= OPSET
 
 
+def test_shapes_are_whole_and_sliced_behind(network: onnx.ModelProto) -> None:
+    """TensorRT 8.6 does not see that a Shape has a start or an end."""
+    shapes = [node for node in network.graph.node if node.op_type == "Shape"]
+    assert shapes
+    assert not any(node.attribute for node in shapes)
+
+
 def test_names_and_axes_are_the_stages(network: onnx.ModelProto) -> None:
     def shape(value: onnx.ValueInfoProto) -> list[object]:
         return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]

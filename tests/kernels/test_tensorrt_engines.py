@@ -34,7 +34,13 @@ class Node:
     """An operator as an engine: built from an ONNX file that holds nothing else, for the shapes of `inputs`."""
 
     def __init__(
-        self, operator: Operator, plugins: Path, folder: Path, inputs: Arrays, outputs: Arrays, **attributes: Any
+        self,
+        operator: Operator,
+        plugins: Path,
+        folder: Path,
+        inputs: Arrays,
+        outputs: Arrays,
+        attributes: dict[str, Any],
     ) -> None:
         from edge4d.runtime.backends.tensorrt import Scratch, TensorRt, load_plugins
 
@@ -80,8 +86,8 @@ def model_of(operator: Operator, inputs: Arrays, outputs: Arrays, attributes: di
         domain=DOMAIN,
         plugin_namespace=DOMAIN,
         plugin_version=str(VERSION),
-        **every,
     )
+    node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in every.items())
     values = [
         [
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
@@ -98,7 +104,7 @@ def drawn(plugins: Path, folder: Path, scene: Arrays, **attributes: Any) -> tupl
     expected = draw_cpu(scene, **{name: value for name, value in attributes.items() if name != "max_pairs"})._asdict()
     size = {"width": WIDTH, "height": HEIGHT}
     node = Node(
-        GAUSSIAN_RASTERIZE, plugins, folder, {name: scene[name] for name in NAMES}, expected, **size, **attributes
+        GAUSSIAN_RASTERIZE, plugins, folder, {name: scene[name] for name in NAMES}, expected, {**size, **attributes}
     )
     return node, expected
 
@@ -154,7 +160,7 @@ def test_knn_interpolate(plugins: Path, tmp_path: Path) -> None:
               (("queries", (2000, 3)), ("points", (300, 3)), ("values", (4, 300, 5)))}  # fmt: skip
     expected = cpu.knn_interpolate(*inputs.values(), k=6)._asdict()
     outputs = {f"{name}_out" if name in inputs else name: array for name, array in expected.items()}
-    found = Node(KNN_INTERPOLATE, plugins, tmp_path, inputs, outputs, k=6).run()
+    found = Node(KNN_INTERPOLATE, plugins, tmp_path, inputs, outputs, {"k": 6}).run()
     np.testing.assert_array_equal(found["indices"], expected["indices"])
     # Sums of six products of numbers near 1, in another order.
     np.testing.assert_allclose(found["values_out"], expected["values"], rtol=1e-5, atol=1e-5)
@@ -163,5 +169,7 @@ def test_knn_interpolate(plugins: Path, tmp_path: Path) -> None:
 def test_farthest_point_sample(plugins: Path, tmp_path: Path) -> None:
     points = np.random.default_rng(8).normal(size=(5000, 3)).astype(np.float32)
     expected = cpu.farthest_point_sample(points, count=128)
-    found = Node(FARTHEST_POINT_SAMPLE, plugins, tmp_path, {"points": points}, {"indices": expected}, count=128).run()
+    found = Node(
+        FARTHEST_POINT_SAMPLE, plugins, tmp_path, {"points": points}, {"indices": expected}, {"count": 128}
+    ).run()
     np.testing.assert_array_equal(found["indices"], expected)

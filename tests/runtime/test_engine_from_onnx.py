@@ -74,7 +74,10 @@ def test_later_versions_get_no_flags_of_precision(trt):
 
 
 def test_8_6_does_without_libraries_that_are_not_there(monkeypatch):
-    monkeypatch.setattr(builder.ctypes.util, "find_library", lambda name: "libcublas.so" if name == "cublas" else None)
+    """cuBLAS is there, cuDNN only by name, and cuBLASLt not at all."""
+    found = {"cublas": SimpleNamespace(cublasGetProperty=None), "cudnn": SimpleNamespace()}
+    monkeypatch.setattr(builder.ctypes.util, "find_library", lambda name: name if name in found else None)
+    monkeypatch.setattr(builder.ctypes, "CDLL", found.__getitem__)
     sources = builder.config_arguments(TENSORRT_8_6, request())["tactic_sources"]
     assert sources == [TacticSource.CUBLAS, TacticSource.EDGE_MASK_CONVOLUTIONS, TacticSource.JIT_CONVOLUTIONS]
 
