@@ -85,6 +85,9 @@ Backend = Annotated[
         help="onnxruntime: all on the CPU; cuda: the GPU draws; tensorrt: networks run there too.",
     ),
 ]
+RenderEngine = Annotated[
+    bool, typer.Option("--render-engine", help="Draw by a TensorRT engine, with our rasterizer as a plugin.")
+]
 Precision = Annotated[
     Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; its first one if not given.")
 ]
@@ -147,6 +150,7 @@ def generate(
     depth_video: DepthVideo = None,
     backend: Backend = "auto",
     precision: Precision = None,
+    render_engine: RenderEngine = False,
     background: Background = None,
 ) -> None:
     """Make a scene of a photograph, and a video of it along a camera path.
@@ -155,6 +159,7 @@ def generate(
     or EXIF; without any of them 60 degrees across are assumed, and said.
     """
     _check_targets(output, depth_video)
+    _check_render_engine(render_engine, backend)
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
     with _progress("Making the scene"):
         scene = pipeline.generate(
@@ -177,6 +182,7 @@ def generate(
         camera_format=camera_format,
         camera_scale=camera_scale,
         backend=backend,
+        as_engine=render_engine,
     )
     if save_scene is not None:
         _save_scene(scene, save_scene, video.path.times)
@@ -201,6 +207,7 @@ def render(
     size: Size = None,
     depth_video: DepthVideo = None,
     backend: Backend = "auto",
+    render_engine: RenderEngine = False,
     background: Background = None,
 ) -> None:
     """Make a video of a scene along a camera path."""
@@ -215,6 +222,7 @@ def render(
         camera_format=camera_format,
         camera_scale=camera_scale,
         backend=backend,
+        as_engine=render_engine,
     )
     _screen.print(_times_table(_save(video, output, depth_video), len(video)))
     for path in (output, depth_video):
@@ -473,7 +481,9 @@ def _profile_table(profile: Any, older: Any) -> Table:
     """A row for each stage and precision; the ratio is to the older profile's P50, below 1 is faster."""
     from edge4d.runtime.profile_statistics import percentile
 
-    table = Table("stage", "", "P50 ms", "P95 ms", "P99 ms", "weights MB", box=None, pad_edge=False)
+    on_gpu = any(stage.gpu_runs for stage in profile.stages)
+    columns = ["P50 ms", "P95 ms", "P99 ms", *(["GPU ms", "engine MB"] if on_gpu else ["weights MB"])]
+    table = Table("stage", "", *columns, box=None, pad_edge=False)
     for column in table.columns[2:]:
         column.justify = "right"
     if older is not None:
@@ -482,7 +492,9 @@ def _profile_table(profile: Any, older: Any) -> Table:
     before = {} if older is None else {(stage.name, stage.precision): stage.runs_ms for stage in older.stages}
     for stage in profile.stages:
         cells = [stage.name, stage.precision, *(f"{percentile(stage.runs_ms, p):.2f}" for p in (50, 95, 99))]
-        cells.append(f"{stage.weights_bytes / 1e6:.1f}")
+        if on_gpu:
+            cells.append(f"{statistics.median(run.compute_ms for run in stage.gpu_runs):.2f}")
+        cells.append(f"{(stage.engine_bytes if on_gpu else stage.weights_bytes) / 1e6:.1f}")
         if older is not None:
             cells.append(_ratio(stage.runs_ms, before.get((stage.name, stage.precision), ())))
         table.add_row(*cells, _longest_layers(stage.layers))
@@ -592,6 +604,14 @@ def _check_targets(*paths: Optional[Path]) -> None:
     for path in paths:
         if path is not None:
             check_target(path)
+
+
+def _check_render_engine(asked_for: bool, backend: str) -> None:
+    """Refuses to draw by an engine where that cannot be before any work is done for it."""
+    if asked_for:
+        from edge4d.runtime.render_engine import check
+
+        check(backend)
 
 
 def _save(video: Any, output: Path, depth_video: Optional[Path]) -> list[StageTime]:

@@ -1,4 +1,4 @@
-"""The layers of a stage as a backend measures them, one run at a time, and what is known about them besides time."""
+"""What a backend measures inside a stage, one run at a time, and what is known about layers besides time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from edge4d.runtime.bundle import Stage
+from edge4d.runtime.bundle import Bundle
+from edge4d.runtime.profile import GpuRun
 
 Shape = tuple[int, ...]
 
@@ -31,7 +32,7 @@ class LayerRun(NamedTuple):
     """One run of a layer.
 
     Attributes:
-        name, kind: as in `edge4d.runtime.profile.Layer`.
+        name, kind, tactic: as in `edge4d.runtime.profile.Layer`.
         start_ms: milliseconds from the stage's begin.
         ms: how long it took.
         inputs, outputs: with weights among the inputs, where the backend tells them.
@@ -47,19 +48,35 @@ class LayerRun(NamedTuple):
     outputs: tuple[TensorType, ...]
     weights_bytes: int
     bytes: int
+    tactic: str = ""
+
+
+class Measurement(NamedTuple):
+    """What happened inside a stage.
+
+    Attributes:
+        layer_runs: the layers in order of execution, the same ones in each run. A clock at every layer takes time:
+            their sum is more than a run without it.
+        gpu_runs: runs without a clock at every layer; none where nothing runs on a GPU.
+        engine_bytes, layer_info: as in `edge4d.runtime.profile.StageProfile`.
+        scratch_bytes: memory that the engine uses while it runs; 0 where unknown.
+    """
+
+    layer_runs: Sequence[Sequence[LayerRun]]
+    gpu_runs: Sequence[GpuRun] = ()
+    engine_bytes: int = 0
+    scratch_bytes: int = 0
+    layer_info: Mapping[str, Any] = {}
 
 
 @runtime_checkable
-class MeasuresLayers(Protocol):
-    """A backend that can look inside a stage."""
+class LooksInside(Protocol):
+    """A backend that can measure what happens inside a stage."""
 
-    def layer_runs(
-        self, stage: Stage, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
-    ) -> list[list[LayerRun]]:
-        """The layers in order of execution, the same ones in each of `runs` runs, at least one.
-
-        A clock at every layer takes time: the sum of the layers is more than a run without them.
-        """
+    def look_inside(
+        self, bundle: Bundle, stage: str, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> Measurement:
+        """Runs a stage `runs` times, at least once, for each kind of measurement. Raises what `Backend.engine` does."""
 
 
 def dtype(outputs: Sequence[TensorType]) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from edge4d.runtime.profile import Peaks
+
 _SECONDS = 0.15  # for each measurement
 _SIDE = 1024  # of the matrices
 _COPIED = 1 << 26  # bytes: more than caches hold
@@ -32,14 +34,19 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
-def peak_flops() -> float:
-    """float32 operations per second of the processor: of NumPy's matrix product, where it was fastest."""
+def peaks() -> Peaks:
+    """Of the processor, measured."""
+    return Peaks({"float32": _flops()}, _bandwidth(), "measured on this machine")
+
+
+def _flops() -> float:
+    """float32 operations per second of NumPy's matrix product, where it was fastest."""
     a = np.ones((_SIDE, _SIDE), np.float32)
     out = np.empty_like(a)
     return 2 * _SIDE**3 / _fastest(lambda: np.matmul(a, a, out=out))
 
 
-def peak_bandwidth() -> float:
+def _bandwidth() -> float:
     """Bytes per second that all cores together read and write while they copy, where it was fastest."""
     source = np.ones((cores(), _COPIED // cores()), np.uint8)
     copy = np.empty_like(source)

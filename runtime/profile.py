@@ -7,12 +7,12 @@ import dataclasses
 import math
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 from edge4d.runtime.errors import InvalidRequest
 
-FORMAT = 1  # of the JSON; a reader refuses every other number
+FORMAT = 2  # of the JSON; a reader refuses every other number
 _KINDS = {str: "a text", int: "a whole number from 0", float: "a finite number from 0"}
 
 
@@ -30,6 +30,7 @@ class Layer:
         flops: of one run, where a multiplication with its addition counts as 2; 0 where not known.
         bytes: of inputs, weights and outputs, each once.
         inputs, outputs: "name float32[1,3,256,448]", or what of it is known.
+        tactic: the kernel that TensorRT chose for it; "" where not known.
     """
 
     name: str
@@ -42,6 +43,22 @@ class Layer:
     bytes: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    tactic: str = ""
+
+
+@dataclass(frozen=True)
+class GpuRun:
+    """Where the time of one run went, in milliseconds.
+
+    Attributes:
+        enqueue_ms: the host's, until it had put the computing into the GPU's queue.
+        h2d_ms, compute_ms, d2h_ms: the GPU's, for copying the inputs to it, computing, and copying the outputs back.
+    """
+
+    enqueue_ms: float
+    h2d_ms: float
+    compute_ms: float
+    d2h_ms: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +72,10 @@ class StageProfile:
         inputs, outputs: the type of each tensor, such as "float32[1,3,256,448]".
         weights_bytes: constants as the backend holds them, maybe wider than in the graph's file; 0 where unknown.
         activation_bytes: the most that a layer's inputs and outputs take, or the backend's own figure; 0 where unknown.
+        io_bytes: its inputs and outputs.
+        engine_bytes: of what was built from its graph, weights and kernels; 0 where nothing is built.
+        gpu_runs: other runs than those of `runs_ms`, as many; none where nothing runs on a GPU.
+        layer_info: the backend's own words on its layers, as `trtexec --exportLayerInfo` writes them; empty elsewhere.
     """
 
     name: str
@@ -65,6 +86,25 @@ class StageProfile:
     outputs: Mapping[str, str]
     weights_bytes: int
     activation_bytes: int
+    io_bytes: int = 0
+    engine_bytes: int = 0
+    gpu_runs: tuple[GpuRun, ...] = ()
+    layer_info: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What a machine does at best.
+
+    Attributes:
+        flops: operations per second by the type that is computed in; with "float32", or empty where unknown.
+        bandwidth: bytes per second that are read from and written to memory; 0 where unknown.
+        source: who says so, such as "measured".
+    """
+
+    flops: Mapping[str, float] = field(default_factory=dict)
+    bandwidth: float = 0.0
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,8 +117,7 @@ class Profile:
         size: (width, height) at which the networks saw the photograph.
         stages: every precision of the first stage, then of the next one.
         render_ms: milliseconds of each frame drawn after the stages; none where there is nothing to draw.
-        peak_flops: float32 operations per second of a matrix product on this machine; 0 where unknown.
-        peak_bandwidth: bytes per second that a copy reads and writes; 0 where unknown.
+        peaks: of the machine that ran the stages.
     """
 
     bundle: str
@@ -87,8 +126,7 @@ class Profile:
     size: tuple[int, int]
     stages: tuple[StageProfile, ...]
     render_ms: tuple[float, ...]
-    peak_flops: float
-    peak_bandwidth: float
+    peaks: Peaks
 
 
 def to_json(profile: Profile) -> dict[str, Any]:
@@ -115,13 +153,15 @@ def _with_lists(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _value(kind: Any, node: object, where: str) -> Any:
-    """`node` as a value of the annotation `kind`: a dataclass, a tuple, a mapping of texts, a text or a number."""
+    """`node` as a value of the annotation `kind`: a dataclass, a tuple, a mapping, a text, a number, or anything."""
     if dataclasses.is_dataclass(kind):
         return _object(kind, node, where)
     if get_origin(kind) is tuple:
         return _tuple(get_args(kind), node, where)
     if get_origin(kind) is collections.abc.Mapping:
-        return _texts(node, where)
+        return _mapping(get_args(kind)[1], node, where)
+    if kind is Any:
+        return node
     if type(node) is kind and (kind is str or _in_range(node)):
         return node
     if kind is float and type(node) is int and _in_range(node):  # JSON has one kind of number
@@ -150,10 +190,10 @@ def _tuple(kinds: tuple[Any, ...], node: object, where: str) -> tuple[Any, ...]:
     return tuple(_value(kind, part, f"{where}[{index}]") for index, (kind, part) in enumerate(zip(kinds, node)))
 
 
-def _texts(node: object, where: str) -> dict[str, str]:
+def _mapping(kind: Any, node: object, where: str) -> dict[str, Any]:
     if not isinstance(node, dict):
         _refuse(where, node, "an object")
-    return {str(key): _value(str, text, f"{where}.{key}") for key, text in node.items()}
+    return {str(key): _value(kind, value, f"{where}.{key}") for key, value in node.items()}
 
 
 def _in_range(number: Any) -> bool:

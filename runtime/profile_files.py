@@ -4,7 +4,7 @@ profile.json                     the whole profile; `read_profile` reads it back
 STAGE.PRECISION.times.json       of each run, as `trtexec --exportTimes`
 STAGE.PRECISION.profile.json     of each layer its time, as `trtexec --exportProfile`
 STAGE.PRECISION.layers.json      of each layer its tensors, as `trtexec --exportLayerInfo`
-trace.json                       a run of each stage, its layers, and the frames, on one line of time
+trace.json                       a run of each stage, what the GPU does in it, its layers, and the frames, on one line
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.files import replacing
-from edge4d.runtime.profile import Profile, StageProfile, profile_from_json, to_json
-from edge4d.runtime.profile_statistics import length_ms, median, rooms_ms
+from edge4d.runtime.profile import GpuRun, Profile, StageProfile, profile_from_json, to_json
+from edge4d.runtime.profile_statistics import gpu_spans_ms, layers_begin_ms, length_ms, median, rooms_ms
 
 PROFILE = "profile.json"
 MAX_BYTES = 1 << 26
@@ -35,7 +35,7 @@ _FORMATS = {  # as TensorRT's engine inspector names them
     "int64": "Int64",
     "bool": "Bool",
 }
-_STAGES, _LAYERS, _FRAMES = 1, 2, 3  # threads of the trace
+_STAGES, _GPU, _LAYERS, _FRAMES = 1, 2, 3, 4  # threads of the trace
 
 
 def write_profile(profile: Profile, folder: Path) -> None:
@@ -89,13 +89,21 @@ def read_profile(folder: Path) -> Profile:
 
 
 def times(stage: StageProfile) -> list[dict[str, float]]:
-    """Every run, one behind the other. The host's clock is round the whole run: no copies are told apart in it."""
+    """Every run, one behind the other. Without a GPU's clock all of a run counts as computing."""
     runs, start = [], 0.0
-    for ms in stage.runs_ms:
-        end = start + ms
-        moments = {"Enq": (start, end), "H2d": (start, start), "Compute": (start, end), "D2h": (end, end)}
-        run = {f"{edge}{name}Ms": at for name, span in moments.items() for edge, at in zip(("start", "end"), span)}
-        runs.append({**run, "h2dMs": 0.0, "computeMs": ms, "d2hMs": 0.0, "latencyMs": ms})
+    for run in stage.gpu_runs or [GpuRun(ms, 0.0, ms, 0.0) for ms in stage.runs_ms]:
+        copied = start + run.h2d_ms
+        computed = copied + run.compute_ms
+        end = computed + run.d2h_ms
+        moments = {
+            "Enq": (start, start + run.enqueue_ms),
+            "H2d": (start, copied),
+            "Compute": (copied, computed),
+            "D2h": (computed, end),
+        }
+        edges = {f"{edge}{name}Ms": at for name, span in moments.items() for edge, at in zip(("start", "end"), span)}
+        parts = {"h2dMs": run.h2d_ms, "computeMs": run.compute_ms, "d2hMs": run.d2h_ms}
+        runs.append({**edges, **parts, "latencyMs": sum(parts.values())})
         start = end
     return runs
 
@@ -119,9 +127,9 @@ def layer_times(stage: StageProfile) -> list[dict[str, Any]]:
     ]
 
 
-def layer_info(stage: StageProfile) -> dict[str, Any]:
-    """Every layer with its tensors, and the names of the stage's own."""
-    return {
+def layer_info(stage: StageProfile) -> Mapping[str, Any]:
+    """The backend's own words, or every layer with its tensors and the names of the stage's own."""
+    return stage.layer_info or {
         "Layers": [
             {
                 "Name": layer.name,
@@ -151,27 +159,30 @@ def _tensors(texts: Iterable[str]) -> list[dict[str, Any]]:
 
 
 def trace(profile: Profile) -> dict[str, Any]:
-    """In the trace event format: a process of the backend's name, and a thread each for stages, layers and frames."""
+    """In the trace event format: a process of the backend's name, and a thread for each kind of thing."""
     return {
-        "traceEvents": [*_names(profile.backend), *_events(profile)],
+        "traceEvents": [*_names(profile), *_events(profile)],
         "displayTimeUnit": "ms",
         "otherData": dict(profile.about),
     }
 
 
-def _names(backend: str) -> Iterator[dict[str, Any]]:
-    yield {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": backend}}
-    for thread, name in ((_STAGES, "stages"), (_LAYERS, "layers"), (_FRAMES, "rendering")):
+def _names(profile: Profile) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "name": "process_name", "pid": 1, "tid": 0, "args": {"name": profile.backend}}
+    gpu = {_GPU: "GPU"} if any(stage.gpu_runs for stage in profile.stages) else {}
+    for thread, name in {_STAGES: "stages", **gpu, _LAYERS: "layers", _FRAMES: "rendering"}.items():
         yield {"ph": "M", "name": "thread_name", "pid": 1, "tid": thread, "args": {"name": name}}
 
 
 def _events(profile: Profile) -> Iterator[dict[str, Any]]:
-    """Each stage's usual run, with its layers below it."""
+    """Each stage's usual run, with its copies and its layers below it."""
     now = 0.0
     for stage in profile.stages:
         ms = median(stage.runs_ms) if stage.runs_ms else 0.0
         yield _event(_STAGES, stage.name, now, ms, precision=stage.precision)
-        yield from _layer_events(stage, now)
+        for name, begin, part in gpu_spans_ms(stage):
+            yield _event(_GPU, name, now + begin, part, stage=stage.name, precision=stage.precision)
+        yield from _layer_events(stage, now + layers_begin_ms(stage))
         now += length_ms(stage)
     for number, ms in enumerate(profile.render_ms):
         yield _event(_FRAMES, f"frame {number}", now, ms)
@@ -183,6 +194,7 @@ def _layer_events(stage: StageProfile, begin_ms: float) -> Iterator[dict[str, An
     for layer, room in zip(stage.layers, rooms_ms(stage.layers)):
         ms = min(layer.ms, max(room, 0.0))
         about = {"kind": layer.kind, "precision": stage.precision, "dtype": layer.dtype, "median_ms": layer.ms}
+        about.update({"tactic": layer.tactic} if layer.tactic else {})
         yield _event(_LAYERS, layer.name, begin_ms + layer.start_ms, ms, **about)
 
 

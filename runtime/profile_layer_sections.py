@@ -9,7 +9,15 @@ from edge4d.runtime import profile_page as page
 from edge4d.runtime import profile_pictures as pictures
 from edge4d.runtime.profile import Layer, Profile, StageProfile
 from edge4d.runtime.profile_pictures import Box, Dot, Row, number, quantity, text
-from edge4d.runtime.profile_statistics import layer_ms, length_ms, median, precisions, rooms_ms
+from edge4d.runtime.profile_statistics import (
+    gpu_spans_ms,
+    layer_ms,
+    layers_begin_ms,
+    length_ms,
+    median,
+    precisions,
+    rooms_ms,
+)
 
 TOP_LAYERS = 10
 _COLOURS = 7  # k0 to k6 of the style sheet; rarer kinds are grey
@@ -19,8 +27,8 @@ def timeline(profile: Profile) -> str:
     rows, total = [], 0.0
     colours = _kind_colours(profile)
     for precision in precisions(profile):
-        above, below, total_of_precision = _tracks(profile, precision, colours)
-        rows += [Row(precision, above), *([Row("", below)] if below else [])]
+        tracks, total_of_precision = _tracks(profile, precision, colours)
+        rows += [Row("" if number else precision, boxes) for number, boxes in enumerate(tracks)]
         total = max(total, total_of_precision)
     if not total:
         return page.missing("No stage was timed.")
@@ -31,14 +39,15 @@ def timeline(profile: Profile) -> str:
         "which can make a stage longer than in the table above. A layer is as long as its median: where that run was "
         "slower, a gap follows. Point at a box to see its name."
     )
+    if any(stage.gpu_runs for stage in profile.stages):
+        note += " Between them: copies to the GPU, its computing and copies back, without per-layer profiling."
     return pictures.timeline(rows, total) + page.legend(colours) + page.note(note)
 
 
-def _tracks(
-    profile: Profile, precision: str, colours: Mapping[str, str]
-) -> tuple[tuple[Box, ...], tuple[Box, ...], float]:
-    """Boxes of the stages and of their layers in one precision, and when the last stage ends."""
+def _tracks(profile: Profile, precision: str, colours: Mapping[str, str]) -> tuple[list[tuple[Box, ...]], float]:
+    """Boxes of the stages in one precision, of what the GPU does and of the layers; and when the last stage ends."""
     stages: list[Box] = []
+    gpu: list[Box] = []
     layers: list[Box] = []
     start = 0.0
     for stage in profile.stages:
@@ -46,9 +55,16 @@ def _tracks(
             length = length_ms(stage)
             title = f"{stage.name}, {precision}: {number(length)} ms"
             stages.append(Box(start, length, stage.name, title, "stage"))
-            layers += _layer_boxes(stage.layers, start, colours)
+            gpu += _gpu_boxes(stage, start)
+            layers += _layer_boxes(stage.layers, start + layers_begin_ms(stage), colours)
             start += length
-    return tuple(stages), tuple(layers), start
+    return [tuple(stages), *(tuple(boxes) for boxes in (gpu, layers) if boxes)], start
+
+
+def _gpu_boxes(stage: StageProfile, start: float) -> Iterator[Box]:
+    for name, begin, ms in gpu_spans_ms(stage):
+        colour = "stage" if name == "compute" else "other"
+        yield Box(start + begin, ms, name, f"{stage.name}, {name}: {number(ms)} ms", colour)
 
 
 def _layer_boxes(layers: Sequence[Layer], start: float, colours: Mapping[str, str]) -> Iterator[Box]:
@@ -78,9 +94,14 @@ def _top_layers(profile: Profile) -> str:
         alone = f" ({number(median(stage.runs_ms))} ms without per-layer profiling)" if stage.runs_ms else ""
         name = f"{text(stage.name)} in {text(stage.precision)}"
         tables.append(f"<details open><summary><b>{name}</b>: {count}{alone}</summary>{_longest(stage)}</details>\n")
-    return "".join(tables) + page.note(
-        "Median of each layer, in runs of their own with per-layer profiling. Point at a name to see its tensors."
-    )
+    note = "Median of each layer, in runs of their own with per-layer profiling. Point at a name to see its tensors."
+    if any(stage.gpu_runs for stage in profile.stages):
+        note += (
+            " Layers are what TensorRT reports, after its fusions; below the name stands the kernel that it chose, "
+            "where it tells. Kernels themselves are not timed: Nsight Systems does that, and shows layers as ranges of "
+            "the same names, with the package nvtx stages too."
+        )
+    return "".join(tables) + page.note(note)
 
 
 def _longest(stage: StageProfile) -> str:
@@ -88,7 +109,7 @@ def _longest(stage: StageProfile) -> str:
     layers = sorted(stage.layers, key=lambda layer: -layer.ms)[:TOP_LAYERS]
     rows = [
         [
-            f'<span title="{text(_tensors(layer))}">{page.name(layer.name)}</span>',
+            f'<span title="{text(_tensors(layer))}">{page.name(layer.name)}</span>{_tactic(layer)}',
             text(layer.kind),
             text(layer.dtype),
             page.bar(layer.ms, layers[0].ms, page.dtype_colour(layer)),
@@ -98,6 +119,10 @@ def _longest(stage: StageProfile) -> str:
         for layer in layers
     ]
     return page.table(["Layer", "Kind", "Type", "", "ms", "of stage"], rows, "name left left wide")
+
+
+def _tactic(layer: Layer) -> str:
+    return f"<br><small>{page.name(layer.tactic)}</small>" if layer.tactic else ""
 
 
 def _tensors(layer: Layer) -> str:
@@ -173,6 +198,7 @@ class _Work(NamedTuple):
 
     stage: str
     layer: Layer
+    roof: str  # the type whose flat roof it stands under
     intensity: float  # FLOP per byte
     rate: float  # FLOP per second
     by_memory: bool
@@ -180,36 +206,45 @@ class _Work(NamedTuple):
 
 
 def roofline(profile: Profile) -> str:
-    if not profile.peak_flops or not profile.peak_bandwidth:
-        return page.missing("The peaks of this machine are not known.")
+    peaks = profile.peaks
+    if not any(peaks.flops.values()) or not peaks.bandwidth:
+        return page.missing(f"The peaks of {text(profile.about.get('gpu', 'this machine'))} are not known.")
     works = {precision: _works(profile, precision) for precision in precisions(profile)}
     if not any(works.values()):
         return page.missing("The operations of the layers are not known.")
-    peaks = f"{quantity(profile.peak_flops, 'FLOP/s')} in float32 and {quantity(profile.peak_bandwidth, 'B/s')}"
+    flat = _flat_roofs(profile, (work for group in works.values() for work in group))
+    rates = [f"{quantity(peak, 'FLOP/s')} in {text(name)}" for name, peak in flat.items()]
     note = (
-        f"Measured on this machine: {peaks}. A dot is a layer, its area its time; left of where the roofs meet a layer "
-        "is limited by memory. Tensors count once and as if they came from memory: dots above the slanted roof found "
-        "them in a cache. The flat roof is float32; other types may pass it."
+        f"{page.enumerated([*rates, quantity(peaks.bandwidth, 'B/s')])}: {text(peaks.source)}. A dot is a layer, its "
+        "area its time; left of where the roofs meet a layer is limited by memory. Tensors count once and as if they "
+        "came from memory: dots above the slanted roof found them in a cache. A type without a flat roof of its own "
+        "may pass the one that is there."
     )
     colours = {"limited by memory": "by-memory", "limited by arithmetic": "by-arithmetic"}
     every = [_dot(work) for group in works.values() for work in group]
-    roofs = "".join(_roof(profile, precision, group, every) for precision, group in works.items() if group)
+    roofs = "".join(_roof(profile, precision, group, every, flat) for precision, group in works.items() if group)
     pair = f'{page.legend(colours)}<div class="roofs">{roofs}</div>\n'
     slow = "".join(_slow_table(precision, group) for precision, group in works.items())
-    return f"{pair}{_low_peak(profile)}{page.note(note)}{slow}"
+    low = _low_peak(profile, [work for group in works.values() for work in group])
+    return f"{pair}{low}{page.note(note)}{slow}"
 
 
-def _low_peak(profile: Profile) -> str:
-    """A warning where float32 layers beat the measured peak: a roof that is too low praises every layer."""
-    layers = [layer for stage in profile.stages for layer in stage.layers if _known(layer) and layer.dtype == "float32"]
-    rates = [layer.flops / layer.ms * 1e3 for layer in layers]
-    above = sum(rate > 1.1 * profile.peak_flops for rate in rates)
+def _flat_roofs(profile: Profile, works: Iterable[_Work]) -> dict[str, float]:
+    """Those under which a layer stands."""
+    used = {work.roof for work in works}
+    return {name: peak for name, peak in profile.peaks.flops.items() if name in used}
+
+
+def _low_peak(profile: Profile, works: Sequence[_Work]) -> str:
+    """A warning where float32 layers beat their peak: a roof that is too low praises every layer."""
+    rates = [work.rate for work in works if work.layer.dtype == work.roof == "float32"]
+    above = sum(rate > 1.1 * profile.peaks.flops["float32"] for rate in rates)
     if not above:
         return ""
     return (
         f"<p><b>The flat roof is too low</b>: {above} of {len(rates)} float32 layers are faster, at most "
         f"{quantity(max(rates), 'FLOP/s')}. Fewer threads or a busy machine while it was measured can "
-        "be the cause.</p>\n"
+        "be the cause, on a GPU tensor cores that compute with fewer bits.</p>\n"
     )
 
 
@@ -218,10 +253,12 @@ def _works(profile: Profile, precision: str) -> list[_Work]:
     return [_work(stage.name, layer, profile) for stage in stages for layer in stage.layers if _known(layer)]
 
 
-def _roof(profile: Profile, precision: str, works: Sequence[_Work], every: Sequence[Dot]) -> str:
+def _roof(
+    profile: Profile, precision: str, works: Sequence[_Work], every: Sequence[Dot], flat: Mapping[str, float]
+) -> str:
     """The picture of one precision, and what it shows in a sentence."""
     total = sum(layer_ms(stage.layers) for stage in profile.stages if stage.precision == precision)
-    picture = pictures.roofline([_dot(work) for work in works], every, profile.peak_flops, profile.peak_bandwidth)
+    picture = pictures.roofline([_dot(work) for work in works], every, flat, profile.peaks.bandwidth)
     slow = [work for work in works if work.by_memory]
     share = page.percent(layer_ms(work.layer for work in slow), total)
     rest = page.percent(total - layer_ms(work.layer for work in works), total)
@@ -245,8 +282,10 @@ def _known(layer: Layer) -> bool:
 
 def _work(stage: str, layer: Layer, profile: Profile) -> _Work:
     intensity, rate = layer.flops / layer.bytes, layer.flops / layer.ms * 1e3
-    slope = intensity * profile.peak_bandwidth
-    return _Work(stage, layer, intensity, rate, slope < profile.peak_flops, rate / min(slope, profile.peak_flops))
+    flops = profile.peaks.flops
+    roof = layer.dtype if flops.get(layer.dtype) else max(flops, key=lambda name: flops[name])
+    slope = intensity * profile.peaks.bandwidth
+    return _Work(stage, layer, roof, intensity, rate, slope < flops[roof], rate / min(slope, flops[roof]))
 
 
 def _dot(work: _Work) -> Dot:

@@ -130,6 +130,7 @@ th { color: var(--soft); font-weight: normal; vertical-align: bottom; }
 th, td { text-align: right; padding: 3px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 .left, .name, .wide { text-align: left; } .wide { width: 28%; }
 .name { min-width: 180px; white-space: normal; overflow-wrap: anywhere; }
+small { color: var(--soft); }
 .bar { display: block; height: 12px; min-width: 1px; border-radius: 2px; }
 details { margin: 12px 0 18px; } summary { cursor: pointer; margin-bottom: 4px; }
 .legend { font-size: 13px; margin: 6px 0; } .legend span { margin-right: 14px; white-space: nowrap; }

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH = 960.0
@@ -125,27 +125,36 @@ def spreads(old: tuple[float, float, float], new: tuple[float, float, float]) ->
     return _svg(140, 22, parts, "spread")
 
 
-def roofline(dots: Sequence[Dot], beside: Sequence[Dot], peak_flops: float, peak_bandwidth: float) -> str:
-    """FLOP per second over FLOP per byte, both logarithmic, under the two roofs; a dot's area is its weight.
+def roofline(dots: Sequence[Dot], beside: Sequence[Dot], flat: Mapping[str, float], bandwidth: float) -> str:
+    """FLOP per second over FLOP per byte, both logarithmic, under the roofs; a dot's area is its weight.
 
     The axes and the areas are those of a picture with the dots `beside` too, so that pictures can be compared.
+
+    Args:
+        flat: FLOP per second of each flat roof, by its name.
+        bandwidth: bytes per second, the slanted roof.
     """
     every = [*dots, *beside]
-    ridge = peak_flops / peak_bandwidth
-    across = _Decades.of([ridge / 10, ridge * 10, *(dot.x for dot in every)], 70.0, 540.0)
-    up = _Decades.of([peak_flops, *(dot.y for dot in every)], 340.0, 20.0)
-    slope = max(across.low, up.low / peak_bandwidth)  # where the slanted roof comes into the picture
-    parts = [*_log_axes(across, up), _label(across.pixel(across.high), up.pixel(peak_flops) - 6, "float32 peak", "end")]
-    parts.append(_line(across.pixel(ridge), up.pixel(peak_flops), across.pixel(across.high), up.pixel(peak_flops)))
-    parts.append(
-        _line(across.pixel(slope), up.pixel(slope * peak_bandwidth), across.pixel(ridge), up.pixel(peak_flops))
-    )
+    ridges = [peak / bandwidth for peak in flat.values()]
+    across = _Decades.of([min(ridges) / 10, max(ridges) * 10, *(dot.x for dot in every)], 70.0, 540.0)
+    up = _Decades.of([*flat.values(), *(dot.y for dot in every)], 340.0, 20.0)
+    parts = [*_log_axes(across, up), *_roofs(across, up, flat, bandwidth)]
     heaviest = max((dot.weight for dot in every), default=0.0) or 1.0
     for dot in sorted(dots, key=lambda dot: -dot.weight):
         radius = max(14 * math.sqrt(dot.weight / heaviest), 1.5)
         place = f'cx="{_n(across.pixel(dot.x))}" cy="{_n(up.pixel(dot.y))}" r="{_n(radius)}"'
         parts.append(f'<circle {place} class="{dot.colour}"><title>{text(dot.title)}</title></circle>')
     return _svg(560, 380, parts)
+
+
+def _roofs(across: _Decades, up: _Decades, flat: Mapping[str, float], bandwidth: float) -> Iterator[str]:
+    right = across.pixel(across.high)
+    for name, peak in flat.items():
+        yield _label(right, up.pixel(peak) - 6, f"{name} peak", "end")
+        yield _line(across.pixel(peak / bandwidth), up.pixel(peak), right, up.pixel(peak))
+    highest, slope = max(flat.values()), max(across.low, up.low / bandwidth)  # where the slanted one comes into sight
+    x = across.pixel(highest / bandwidth)
+    yield _line(across.pixel(slope), up.pixel(slope * bandwidth), x, up.pixel(highest))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Optional
 
@@ -11,9 +10,10 @@ from edge4d.runtime import profile_page as page
 from edge4d.runtime import profile_pictures as pictures
 from edge4d.runtime.profile import Profile, StageProfile
 from edge4d.runtime.profile_pictures import Box, Row, number, text
-from edge4d.runtime.profile_statistics import chains, median, overlap, percentile, precisions
+from edge4d.runtime.profile_statistics import chains, gpu_spans_ms, median, overlap, percentile, precisions
 
 _CHANGED = 0.2  # two sets of runs that overlap less than this differ
+_WAITING = 0.8  # a host that needs more than this share of the GPU's time may be what it waits for, as in trtexec
 
 
 def html(profile: Profile, against: Optional[Profile] = None) -> str:
@@ -23,6 +23,7 @@ def html(profile: Profile, against: Optional[Profile] = None) -> str:
     """
     sections = {
         "Stages": _stages(profile),
+        **({"Stages on the GPU": _gpu(profile)} if any(stage.gpu_runs for stage in profile.stages) else {}),
         **({"Before and now": _comparison(profile, against)} if against else {}),
         "Timeline": layer_sections.timeline(profile),
         **layer_sections.layers(profile),
@@ -115,6 +116,41 @@ def _stage_notes(profile: Profile, totals: Mapping[str, float]) -> str:
     return page.note(" ".join(notes))
 
 
+def _gpu(profile: Profile) -> str:
+    stages = [stage for stage in profile.stages if stage.gpu_runs]
+    longest = max(_gpu_ms(stage)[1] for stage in stages)
+    rows = []
+    for stage in stages:
+        h2d, compute, d2h, enqueue = _gpu_ms(stage)
+        bar = page.bar(compute, longest, page.precision_colour(stage.precision))
+        times = [number(ms) for ms in (h2d, compute, d2h, h2d + compute + d2h, enqueue)]
+        rows.append([text(stage.name), text(stage.precision), bar, *times, str(len(stage.gpu_runs))])
+    columns = ["Stage", "Precision", "Computing", "H2D ms", "computing ms", "D2H ms", "sum ms", "enqueue ms", "runs"]
+    return page.table(columns, rows, "left left wide") + page.note(
+        "Medians of other runs than above: the GPU's own time, by events round the copy to it (H2D), its computing and "
+        "the copy back (D2H), from and to page-locked memory. Enqueue: the host's time to hand over the computing, "
+        f"during which it already begins. {_slow_host(stages)}"
+    )
+
+
+def _gpu_ms(stage: StageProfile) -> tuple[float, float, float, float]:
+    """Medians: copies to the GPU, computing, copies back, and the host's enqueueing."""
+    h2d, compute, d2h = (ms for _, _, ms in gpu_spans_ms(stage))
+    return h2d, compute, d2h, median([run.enqueue_ms for run in stage.gpu_runs])
+
+
+def _slow_host(stages: Sequence[StageProfile]) -> str:
+    """A warning, or nothing."""
+    waiting = []
+    for stage in stages:
+        _, compute, _, enqueue = _gpu_ms(stage)
+        if enqueue > _WAITING * compute:
+            waiting.append(f"{text(stage.name)} in {text(stage.precision)}")
+    if not waiting:
+        return ""
+    return f"<b>The GPU may wait for the host</b> in {page.enumerated(waiting)}: a CUDA graph takes that time away."
+
+
 # Before and now
 
 
@@ -150,7 +186,19 @@ def _pairs(profile: Profile, against: Profile) -> Iterator[_Pair]:
     before = {(stage.name, stage.precision): stage.runs_ms for stage in against.stages}
     for stage in profile.stages:
         yield _Pair(stage.name, stage.precision, before.get((stage.name, stage.precision), ()), stage.runs_ms)
+    computing = {(stage.name, stage.precision): _compute_ms(stage) for stage in against.stages}
+    for stage in profile.stages:
+        yield _Pair(
+            f"{stage.name}, GPU",
+            stage.precision,
+            computing.get((stage.name, stage.precision), []),
+            _compute_ms(stage),
+        )
     yield _Pair("a frame", "", against.render_ms, profile.render_ms)
+
+
+def _compute_ms(stage: StageProfile) -> list[float]:
+    return [run.compute_ms for run in stage.gpu_runs]
 
 
 def _compared(pair: _Pair) -> list[str]:
@@ -192,33 +240,44 @@ def _alone(profile: Profile, against: Profile) -> str:
 
 
 def _memory(profile: Profile) -> str:
-    sizes = [(stage.weights_bytes, stage.activation_bytes) for stage in profile.stages]
-    if not any(itertools.chain(*sizes)):
+    if not any(stage.weights_bytes or stage.activation_bytes or stage.engine_bytes for stage in profile.stages):
         return page.missing("The sizes of weights and activations are not known.")
     rows = [_memory_row(stage) for stage in profile.stages]
-    colours = {"weights": "weights", "activations": "activations"}
+    colours = {name: colour for stage in profile.stages for name, (_, colour) in _memory_parts(stage).items()}
     needs = [f"{text(precision)} {_needs(profile, precision)}" for precision in precisions(profile)]
     note = (
-        f"At least, with the weights of all stages and the activations of the largest one: {page.enumerated(needs)}. "
+        f"At least, with what all stages hold and the activations of the largest one: {page.enumerated(needs)}. "
         "The backend's own buffers and the program come on top. 1 MB = 1,000,000 bytes."
     )
-    return pictures.bars(rows, max(sum(pair) for pair in sizes)) + page.legend(colours) + page.note(note)
+    if any(stage.engine_bytes for stage in profile.stages):
+        note += " An engine is its weights and kernels, as in its file; activations are the memory that it asks for."
+    longest = max(sum(size for size, _ in _memory_parts(stage).values()) for stage in profile.stages)
+    return pictures.bars(rows, longest) + page.legend(colours) + page.note(note)
+
+
+def _memory_parts(stage: StageProfile) -> dict[str, tuple[int, str]]:
+    """Bytes and colour by name. Elsewhere than in engines, the activations are inputs and outputs already."""
+    activations = {"activations": (stage.activation_bytes, "activations")}
+    if stage.engine_bytes:
+        held = {"engine": (stage.engine_bytes, "weights")}
+        return {**held, **activations, "inputs and outputs": (stage.io_bytes, "other")}
+    return {"weights": (stage.weights_bytes, "weights"), **activations}
 
 
 def _memory_row(stage: StageProfile) -> Row:
-    weights, activations = stage.weights_bytes, stage.activation_bytes
-    held, moving = page.megabytes(weights) or "0", page.megabytes(activations) or "?"
-    boxes = (
-        Box(0.0, weights, f"weights {held}", f"weights: {held} MB", "weights"),
-        Box(weights, activations, f"activations {moving}", f"activations: {moving} MB", "activations"),
-    )
-    return Row(f"{stage.name} {stage.precision}", tuple(box for box in boxes if box.size), f"{held} + {moving} MB")
+    boxes, sizes, start = [], [], 0
+    for name, (size, colour) in _memory_parts(stage).items():
+        told = page.megabytes(size) or ("?" if name == "activations" and not stage.engine_bytes else "0")
+        boxes.append(Box(start, size, f"{name} {told}", f"{name}: {told} MB", colour))
+        sizes.append(told)
+        start += size
+    return Row(f"{stage.name} {stage.precision}", tuple(box for box in boxes if box.size), f"{' + '.join(sizes)} MB")
 
 
 def _needs(profile: Profile, precision: str) -> str:
     stages = [stage for stage in profile.stages if stage.precision == precision]
-    weights = sum(stage.weights_bytes for stage in stages)
-    return f"{page.megabytes(weights + max(stage.activation_bytes for stage in stages)) or '0'} MB"
+    held = sum(stage.engine_bytes + stage.io_bytes if stage.engine_bytes else stage.weights_bytes for stage in stages)
+    return f"{page.megabytes(held + max(stage.activation_bytes for stage in stages)) or '0'} MB"
 
 
 # Rendering

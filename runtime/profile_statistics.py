@@ -54,9 +54,27 @@ def layer_ms(layers: Iterable[Layer]) -> float:
 
 
 def length_ms(stage: StageProfile) -> float:
-    """How long a stage is when its layers are shown below it: their clocks make those the longer ones."""
+    """How long a stage is when what is inside it is shown below it: the clocks at layers make those the longer ones."""
     usual = median(stage.runs_ms) if stage.runs_ms else 0.0
-    return max([usual, *(layer.start_ms + layer.ms for layer in stage.layers)])
+    begin = layers_begin_ms(stage)
+    inside = [start + ms for _, start, ms in gpu_spans_ms(stage)]
+    return max([usual, *inside, *(begin + layer.start_ms + layer.ms for layer in stage.layers)])
+
+
+def gpu_spans_ms(stage: StageProfile) -> list[tuple[str, float, float]]:
+    """Name, start and length of what the GPU does in a stage, by the medians; empty where nothing runs on one."""
+    spans, start = [], 0.0
+    if stage.gpu_runs:
+        for name in ("h2d", "compute", "d2h"):
+            ms = median([getattr(run, f"{name}_ms") for run in stage.gpu_runs])
+            spans.append((name, start, ms))
+            start += ms
+    return spans
+
+
+def layers_begin_ms(stage: StageProfile) -> float:
+    """When the first layer begins: after the inputs came to the GPU."""
+    return next((start for name, start, _ in gpu_spans_ms(stage) if name == "compute"), 0.0)
 
 
 def rooms_ms(layers: Sequence[Layer]) -> list[float]:

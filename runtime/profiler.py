@@ -5,10 +5,10 @@ from __future__ import annotations
 import platform
 import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
-from importlib import metadata
 from typing import Any, Optional
 
 import numpy as np
@@ -20,8 +20,9 @@ from edge4d.runtime.backends import Backend, cuda, draws_on_gpu
 from edge4d.runtime.backends import backend as backend_by_name
 from edge4d.runtime.bundle import Bundle, Stage
 from edge4d.runtime.errors import InvalidRequest
-from edge4d.runtime.layers import LayerRun, MeasuresLayers, TensorType
-from edge4d.runtime.profile import Layer, Profile, StageProfile
+from edge4d.runtime.gpu_peaks import gpu_peaks
+from edge4d.runtime.layers import LayerRun, LooksInside, Measurement, TensorType
+from edge4d.runtime.profile import Layer, Peaks, Profile, StageProfile
 from edge4d.runtime.profile_inputs import Tensors, sample
 from edge4d.runtime.renderer import Renderer, render
 from edge4d.runtime.scene import Scene4D
@@ -42,7 +43,8 @@ def profile_bundle(
 ) -> Profile:
     """Runs every stage of a bundle by itself, in every precision on the same inputs, and draws the scene it makes.
 
-    Layers are measured in runs of their own, since a clock at each of them takes time.
+    Layers are measured in runs of their own, since a clock at each of them takes time. On a GPU further runs tell how
+    much of a run goes to copies, and how much to computing.
 
     Args:
         backend: "auto" or a backend's name, as in `edge4d.load`.
@@ -71,7 +73,6 @@ def profile_bundle(
     clock = _Clock(networks, warm_up, runs, steps)
     stages = tuple(clock.stage(bundle, stage, precision, on.inputs[stage.name]) for stage, precision in variants)
     command = _command(bundle, backend, precisions, on.size, runs, frames)
-    on_cpu = networks.name == "onnxruntime"
     return Profile(
         bundle=bundle.name,
         backend=networks.name if backend == "auto" else backend,
@@ -79,8 +80,7 @@ def profile_bundle(
         size=on.size,
         stages=stages,
         render_ms=_render_ms(on.scene, backend, frames, steps) if on.scene is not None and frames else (),
-        peak_flops=machine.peak_flops() if on_cpu else 0.0,
-        peak_bandwidth=machine.peak_bandwidth() if on_cpu else 0.0,
+        peaks=_peaks(networks.name),
     )
 
 
@@ -111,17 +111,22 @@ class _Clock:
 
     def stage(self, bundle: Bundle, stage: Stage, precision: str, inputs: Tensors) -> StageProfile:
         runs_ms, outputs = self._runs_ms(bundle, stage.name, precision, inputs)
-        by_run = self._layer_runs(stage, precision, inputs)
-        first = by_run[0] if by_run else []
+        inside = self._inside(bundle, stage.name, precision, inputs)
+        first = inside.layer_runs[0] if inside.layer_runs else []
+        largest = max((layer.bytes - layer.weights_bytes for layer in first), default=0)
         return StageProfile(
             name=stage.name,
             precision=precision,
             runs_ms=runs_ms,
-            layers=_layers(by_run),
+            layers=_layers(inside.layer_runs),
             inputs=_types(inputs),
             outputs=_types(outputs),
             weights_bytes=sum(layer.weights_bytes for layer in first),
-            activation_bytes=max((layer.bytes - layer.weights_bytes for layer in first), default=0),
+            activation_bytes=inside.scratch_bytes or largest,
+            io_bytes=sum(array.nbytes for array in (*inputs.values(), *outputs.values())),
+            engine_bytes=inside.engine_bytes,
+            gpu_runs=tuple(inside.gpu_runs),
+            layer_info=inside.layer_info,
         )
 
     def _runs_ms(
@@ -137,14 +142,14 @@ class _Clock:
                 self._steps.advance()
         return tuple(times[self._warm_up :]), outputs
 
-    def _layer_runs(self, stage: Stage, precision: str, inputs: Tensors) -> list[list[LayerRun]]:
-        """The layers of each run; none on backends that cannot measure them."""
+    def _inside(self, bundle: Bundle, stage: str, precision: str, inputs: Tensors) -> Measurement:
+        """Without what is not there on backends that cannot measure it."""
         runs = self._warm_up + self._runs
-        by_run: list[list[LayerRun]] = []
-        if isinstance(self._backend, MeasuresLayers):
-            by_run = self._backend.layer_runs(stage, precision, inputs, runs)[self._warm_up :]
+        inside = Measurement(layer_runs=())
+        if isinstance(self._backend, LooksInside):
+            inside = self._backend.look_inside(bundle, stage, precision, inputs, runs)
         self._steps.advance(runs)
-        return by_run
+        return inside._replace(layer_runs=inside.layer_runs[self._warm_up :], gpu_runs=inside.gpu_runs[self._warm_up :])
 
 
 def _layers(by_run: Sequence[Sequence[LayerRun]]) -> tuple[Layer, ...]:
@@ -168,6 +173,7 @@ def _layer(layer: LayerRun, times_ms: Sequence[float]) -> Layer:
         bytes=layer.bytes,
         inputs=tuple(map(str, layer.inputs)),
         outputs=tuple(map(str, layer.outputs)),
+        tactic=layer.tactic,
     )
 
 
@@ -200,21 +206,21 @@ def _about(networks: str, on_gpu: bool, command: str) -> dict[str, str]:
         "edge4d": edge4d.__version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        networks: _version(networks),
+        networks: getattr(sys.modules.get(networks), "__version__", "unknown"),
         "machine": machine.processor(),
         "cores": str(machine.cores()),
-        **({"gpu": cuda.device_name()} if on_gpu else {}),
+        **({"gpu": cuda.device_name(), "cuda": f"{cuda.driver_cuda()} (driver)"} if on_gpu else {}),
         "system": f"{platform.system()} {platform.machine()}",
         "command": command,
         "date": datetime.now(timezone.utc).isoformat(" ", "seconds"),
     }
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "unknown"
+def _peaks(networks: str) -> Peaks:
+    """Of what runs the networks."""
+    if networks == "tensorrt":
+        return gpu_peaks(cuda.device_name().partition(",")[0], cuda.multiprocessors())
+    return machine.peaks() if networks == "onnxruntime" else Peaks()
 
 
 def _command(

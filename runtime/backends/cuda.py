@@ -63,6 +63,11 @@ def compute_capability() -> str:
     return f"{properties.major}{properties.minor}"
 
 
+def multiprocessors() -> int:
+    """Of the current device."""
+    return int(_properties().multiProcessorCount)
+
+
 def _properties() -> Any:
     return _call("cudaGetDeviceProperties", current_device())
 

@@ -20,7 +20,7 @@ from edge4d.runtime.errors import (
     InvalidRequest,
     LibraryNotFound,
 )
-from edge4d.runtime.layers import LayerRun
+from edge4d.runtime.layers import Measurement
 
 Arrays = dict[str, NDArray[Any]]
 _TENSOR_TYPES = {
@@ -66,13 +66,13 @@ class OnnxRuntimeBackend:
         """`engine` for a stage that is in no bundle yet."""
         return OnnxRuntimeEngine(stage, precision, self._options())
 
-    def layer_runs(
-        self, stage: Stage, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
-    ) -> list[list[LayerRun]]:
-        """The nodes that ONNX Runtime ran after its optimisations, and the operators; see `MeasuresLayers`."""
+    def look_inside(
+        self, bundle: Bundle, stage: str, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> Measurement:
+        """The nodes that ONNX Runtime ran after its optimisations, and the operators; see `LooksInside`."""
         from edge4d.runtime.backends.onnxruntime_layers import layer_runs
 
-        return layer_runs(stage, precision, inputs, runs, self._options)
+        return Measurement(layer_runs(bundle.stage(stage), precision, inputs, runs, self._options))
 
     def _options(self) -> Any:
         options = self._onnxruntime.SessionOptions()

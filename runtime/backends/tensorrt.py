@@ -6,7 +6,7 @@ scratch memory, as large as the largest needs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Optional
@@ -22,6 +22,7 @@ from edge4d.runtime.bundle_engines import cached_engine, parts, plugin_library, 
 from edge4d.runtime.engine import StageEngine
 from edge4d.runtime.engine_cache import EngineCache
 from edge4d.runtime.errors import BackendUnavailable, EngineFailed, InvalidBundle, InvalidEngine, LibraryNotFound
+from edge4d.runtime.layers import Measurement
 
 
 class TensorRtBackend:
@@ -52,6 +53,14 @@ class TensorRtBackend:
         """
         loaded = self.load(bundle, stage, precision)
         return TensorRtEngine(bundle.stage(stage), loaded, self._stream, self._scratch)
+
+    def look_inside(
+        self, bundle: Bundle, stage: str, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> Measurement:
+        """Copies, computing, and the layers that TensorRT made; see `LooksInside`."""
+        from edge4d.runtime.backends.tensorrt_layers import look_inside
+
+        return look_inside(self.load(bundle, stage, precision), inputs, runs)
 
     def load(self, bundle: Bundle, stage: str, precision: str) -> LoadedEngine:
         """The same, to run on arrays in GPU memory. Raises what `engine` does."""

@@ -10,5 +10,6 @@ from edge4d.runtime import machine
 def test_the_machine_has_a_name_cores_and_limits():
     assert machine.processor()
     assert 1 <= machine.cores() <= os.cpu_count()
-    assert machine.peak_flops() > 0
-    assert machine.peak_bandwidth() > 0
+    peaks = machine.peaks()
+    assert peaks.flops["float32"] > 0
+    assert peaks.bandwidth > 0

@@ -12,14 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge4d.runtime.errors import InvalidRequest
-from edge4d.runtime.profile import Layer, Profile, StageProfile, profile_from_json, to_json
+from edge4d.runtime.profile import GpuRun, Layer, Peaks, Profile, StageProfile, profile_from_json, to_json
 
 MEASURED = st.floats(0, allow_infinity=False)
 COUNTED = st.integers(0, 2**70)
 NAMES = st.text(max_size=8)
 SOME_NAMES = st.lists(NAMES, max_size=3).map(tuple)
 LAYERS = st.builds(
-    Layer, NAMES, NAMES, NAMES, MEASURED, MEASURED, MEASURED, COUNTED, COUNTED, inputs=SOME_NAMES, outputs=SOME_NAMES
+    Layer,
+    *(NAMES, NAMES, NAMES, MEASURED, MEASURED, MEASURED, COUNTED, COUNTED),
+    inputs=SOME_NAMES,
+    outputs=SOME_NAMES,
+    tactic=NAMES,
 )
 TYPES = st.dictionaries(NAMES, NAMES, max_size=3)
 STAGES = st.builds(
@@ -32,6 +36,10 @@ STAGES = st.builds(
     outputs=TYPES,
     weights_bytes=COUNTED,
     activation_bytes=COUNTED,
+    io_bytes=COUNTED,
+    engine_bytes=COUNTED,
+    gpu_runs=st.lists(st.builds(GpuRun, MEASURED, MEASURED, MEASURED, MEASURED), max_size=3).map(tuple),
+    layer_info=st.dictionaries(NAMES, st.lists(TYPES | NAMES | st.none(), max_size=3), max_size=3),
 )
 PROFILES = st.builds(
     Profile,
@@ -41,8 +49,7 @@ PROFILES = st.builds(
     size=st.tuples(st.integers(1), st.integers(1)),
     stages=st.lists(STAGES, max_size=3).map(tuple),
     render_ms=st.lists(MEASURED, max_size=4).map(tuple),
-    peak_flops=MEASURED,
-    peak_bandwidth=MEASURED,
+    peaks=st.builds(Peaks, st.dictionaries(NAMES, MEASURED, max_size=3), MEASURED, NAMES),
 )
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=4),
@@ -82,14 +89,16 @@ def test_other_json_is_refused(node: Any) -> None:
 
 def example() -> dict[str, Any]:
     layer = Layer("conv", "Conv", "float32", 1.0, 1.5, 0.25, 100, 20, ("float32[1,2]",), ("float32[1,3]",))
-    stage = StageProfile("core", "fp32", (2.0, 3.0), (layer,), {"image": "float32[1,2]"}, {}, 8, 12)
-    return to_json(Profile("tiny", "onnxruntime", {"edge4d": "1"}, (64, 32), (stage,), (4.0,), 1e9, 1e8))
+    runs = (GpuRun(0.5, 0.25, 1.0, 0.125),)
+    stage = StageProfile("core", "fp32", (2.0, 3.0), (layer,), {"image": "float32[1,2]"}, {}, 8, 12, 4, 16, runs)
+    peaks = Peaks({"float32": 1e9}, 1e8, "measured")
+    return to_json(Profile("tiny", "tensorrt", {"edge4d": "1"}, (64, 32), (stage,), (4.0,), peaks))
 
 
 @pytest.mark.parametrize(
     ("path", "value", "note"),
     [
-        (("format",), 2, "profile.format is 2, expected to be 1"),
+        (("format",), 1, "profile.format is 1, expected to be 2"),
         (("bundle",), 3, "profile.bundle is 3, expected to be a text"),
         (("about", "edge4d"), None, "profile.about.edge4d is None"),
         (("size",), [64], "profile.size is [64], expected to be a list of 2"),
@@ -102,7 +111,9 @@ def example() -> dict[str, Any]:
         (("stages", 0, "layers", 0, "ms"), 10**400, "profile.stages[0].layers[0].ms is 1000"),
         (("stages", 0, "layers", 0, "flops"), 1.5, "profile.stages[0].layers[0].flops is 1.5, expected to be a whole"),
         (("stages", 0, "inputs"), ["image"], "profile.stages[0].inputs is ['image'], expected to be an object"),
-        (("peak_flops",), "fast", "profile.peak_flops is 'fast'"),
+        (("stages", 0, "gpu_runs", 0, "h2d_ms"), -1.0, "profile.stages[0].gpu_runs[0].h2d_ms is -1.0"),
+        (("stages", 0, "layer_info"), [], "profile.stages[0].layer_info is [], expected to be an object"),
+        (("peaks", "flops", "float32"), "fast", "profile.peaks.flops.float32 is 'fast'"),
     ],
 )
 def test_what_is_wrong_is_named(path: tuple[Any, ...], value: Any, note: str) -> None:
@@ -116,7 +127,8 @@ def test_what_is_wrong_is_named(path: tuple[Any, ...], value: Any, note: str) ->
     assert caught.value.hint
 
 
-FREE = [("about", "edge4d"), ("stages", 0, "inputs", "image")]  # in mappings that may have any names
+# In mappings that may have any names.
+FREE = [("about", "edge4d"), ("stages", 0, "inputs", "image"), ("peaks", "flops", "float32")]
 
 
 @pytest.mark.parametrize("path", [path for path in paths(example()) if isinstance(path[-1], str) and path not in FREE])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge4d.runtime.errors import InvalidRequest
-from edge4d.runtime.profile import Layer, Profile, StageProfile
+from edge4d.runtime.profile import Layer, Peaks, Profile, StageProfile
 from edge4d.runtime.profile_files import check_folder, read_profile, write_profile
 
 LAYERS = (
@@ -29,7 +29,7 @@ STAGE = StageProfile(
     activation_bytes=12,
 )
 BARE = replace(STAGE, name="perceive", layers=())
-PROFILE = Profile("tiny", "onnxruntime", {"python": "3.9"}, (8, 4), (BARE, STAGE), (4.0, 5.0), 1e9, 1e8)
+PROFILE = Profile("tiny", "onnxruntime", {"python": "3.9"}, (8, 4), (BARE, STAGE), (4.0, 5.0), Peaks())
 TIMES = (
     *("startEnqMs", "endEnqMs", "startH2dMs", "endH2dMs", "startComputeMs", "endComputeMs", "startD2hMs", "endD2hMs"),
     *("h2dMs", "computeMs", "d2hMs", "latencyMs"),

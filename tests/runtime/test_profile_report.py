@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edge4d.runtime.profile import Layer, Profile, StageProfile
+from edge4d.runtime.profile import GpuRun, Layer, Peaks, Profile, StageProfile
 from edge4d.runtime.profile_pictures import number, quantity
 from edge4d.runtime.profile_report import html
 from edge4d.runtime.profile_statistics import chains, overlap, percentile
@@ -96,7 +96,11 @@ def stage(name: str, precision: str = "fp32", runs_ms: tuple[float, ...] = RUNS,
 
 def profile(*stages: StageProfile, render_ms: tuple[float, ...] = (), peaks: tuple[float, float] = (5e10, 1e10)):
     about = {"edge4d": "1.2.3", "machine": "a machine", "command": "edge4d profile street", "date": "2026-11-21"}
-    return Profile("street", "onnxruntime", about, (448, 256), stages, render_ms, *peaks)
+    return Profile("street", "onnxruntime", about, (448, 256), stages, render_ms, measured(*peaks))
+
+
+def measured(flops: float, bandwidth: float) -> Peaks:
+    return Peaks({"float32": flops}, bandwidth, "measured on this machine")
 
 
 def whole() -> Profile:
@@ -190,7 +194,7 @@ def test_nothing_measured_draws_nothing():
 def test_names_are_escaped():
     name = "</title><script>alert('1')</script>\"&\x00\ud800"
     bad = layer(name, 1.0, kind=name, dtype=name)
-    hostile = Profile(name, name, {name: name}, (8, 8), (stage(name, name, layers=(bad,)),), (1.0,), 1e9, 1e9)
+    hostile = Profile(name, name, {name: name}, (8, 8), (stage(name, name, layers=(bad,)),), (1.0,), measured(1e9, 1e9))
     page = check(html(hostile, hostile))
     assert "<script>alert" in page.seen
     html(hostile).encode("utf-8")
@@ -218,7 +222,7 @@ def comparison(old: Profile, new: Profile) -> str:
 
 def test_another_machine_is_said():
     old = profile(stage("core"))
-    new = Profile(old.bundle, "cuda", {**old.about, "machine": "another"}, old.size, old.stages, (), 0.0, 0.0)
+    new = Profile(old.bundle, "cuda", {**old.about, "machine": "another"}, old.size, old.stages, (), Peaks())
     assert "backend onnxruntime cuda " in comparison(old, new)
     assert "machine a machine another " in comparison(old, new)
     assert "bundle" not in comparison(old, new)
@@ -257,7 +261,8 @@ counts = st.integers(0, 10**15)
 tensors = st.lists(names, max_size=2).map(tuple)
 kinds = st.sampled_from(["Conv", "MatMul", *"abcdefgh"])
 dtypes = st.sampled_from(["float32", "float16", "int8", ""]) | names
-layers = st.builds(Layer, names, kinds, dtypes, times, times, times, counts, counts, tensors, tensors)
+layers = st.builds(Layer, names, kinds, dtypes, times, times, times, counts, counts, tensors, tensors, tactic=names)
+gpu_runs = st.lists(st.builds(GpuRun, times, times, times, times), max_size=3).map(tuple)
 stages = st.builds(
     StageProfile,
     names,
@@ -266,9 +271,10 @@ stages = st.builds(
     st.lists(layers, max_size=4).map(tuple),
     st.dictionaries(names, names, max_size=2),
     st.dictionaries(names, names, max_size=2),
-    counts,
-    counts,
+    *(counts, counts, counts, counts),
+    gpu_runs,
 )
+peaks = st.just(0.0) | st.floats(1e-3, 1e18)
 profiles = st.builds(
     Profile,
     names,
@@ -277,8 +283,7 @@ profiles = st.builds(
     st.tuples(st.integers(1, 9999), st.integers(1, 9999)),
     st.lists(stages, max_size=4).map(tuple),
     st.lists(times, max_size=5).map(tuple),
-    st.just(0.0) | st.floats(1e-3, 1e18),
-    st.just(0.0) | st.floats(1e-3, 1e18),
+    st.builds(Peaks, st.dictionaries(st.sampled_from(["float32", "float16", "int8"]), peaks), peaks, names),
 )
 
 

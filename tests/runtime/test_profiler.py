@@ -11,7 +11,7 @@ from edge4d.runtime.backends import backend
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.errors import BackendUnavailable, InvalidRequest, PrecisionNotInBundle
 from edge4d.runtime.layers import LayerRun, TensorType
-from edge4d.runtime.profile import Profile, profile_from_json, to_json
+from edge4d.runtime.profile import Peaks, Profile, profile_from_json, to_json
 from edge4d.runtime.profiler import profile_bundle
 
 
@@ -26,14 +26,15 @@ def check(profile: Profile, runs: int) -> None:
         assert len(stage.runs_ms) == runs
         assert min(stage.runs_ms) >= 0
         assert stage.layers
+        assert stage.io_bytes > 0
         starts = [layer.start_ms for layer in stage.layers]
         assert starts == sorted(starts)
         for layer in stage.layers:
             assert min(layer.ms, layer.average_ms, layer.start_ms, layer.flops) >= 0
             assert layer.bytes <= stage.activation_bytes + stage.weights_bytes
     assert min(profile.render_ms, default=0) >= 0
-    assert profile.peak_flops > 0
-    assert profile.peak_bandwidth > 0
+    assert profile.peaks.flops["float32"] > 0
+    assert profile.peaks.bandwidth > 0
     assert profile_from_json(to_json(profile)) == profile
 
 
@@ -90,7 +91,7 @@ def test_backends_may_have_no_layers(bundle, monkeypatch):
     profile = profile_bundle(bundle, "onnxruntime", precisions=["fp32"], runs=2, warm_up=0, frames=0)
     assert [(len(stage.runs_ms), stage.layers, stage.weights_bytes) for stage in profile.stages] == [(2, (), 0)] * 2
     assert profile.render_ms == ()
-    assert profile.peak_flops == profile.peak_bandwidth == 0  # of a machine that did not run it
+    assert profile.peaks == Peaks()  # not those of a machine that did not run it
 
 
 def test_layers_are_those_of_the_usual_run_with_all_runs_times():

@@ -9,9 +9,10 @@ import onnx
 import pytest
 
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
+from edge4d.runtime.backends.onnxruntime_layers import layer_runs
 from edge4d.runtime.bundle import Axis, Graph, OperatorStep, SessionStep, Stage, TensorSpec
 from edge4d.runtime.errors import InvalidTensor
-from edge4d.runtime.layers import LayerRun, MeasuresLayers, TensorType
+from edge4d.runtime.layers import LayerRun, LooksInside, TensorType
 
 BEFORE = """g (float[n, 3] points) => (float[n, 4] p)
     <float[3, 4] weights = {1,0,0,0, 0,1,0,0, 0,0,1,0}> { q = Neg(points)  p = MatMul(q, weights) }"""
@@ -45,13 +46,13 @@ def runs(stage: Stage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     points = np.arange(15, dtype=np.float32).reshape(5, 3)
-    result = OnnxRuntimeBackend(threads=1).layer_runs(stage, "fp32", {"points": points}, RUNS)
+    result = layer_runs(stage, "fp32", {"points": points}, RUNS, OnnxRuntimeBackend(threads=1)._options)
     assert not any((tmp_path / "temporary").iterdir())  # ONNX Runtime's own files are gone
     return result
 
 
 def test_every_node_and_operator_is_there_in_order(runs):
-    assert isinstance(OnnxRuntimeBackend(threads=1), MeasuresLayers)
+    assert isinstance(OnnxRuntimeBackend(threads=1), LooksInside)
     assert len(runs) == RUNS
     for run in runs:
         assert [(layer.name, layer.kind) for layer in run] == [
@@ -85,4 +86,4 @@ def test_tensors_and_bytes(runs):
 
 def test_inputs_are_checked(stage):
     with pytest.raises(InvalidTensor):
-        OnnxRuntimeBackend(threads=1).layer_runs(stage, "fp32", {}, 1)
+        layer_runs(stage, "fp32", {}, 1, OnnxRuntimeBackend(threads=1)._options)
