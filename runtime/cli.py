@@ -85,9 +85,6 @@ Backend = Annotated[
         help="onnxruntime: all on the CPU; cuda: the GPU draws; tensorrt: networks run there too.",
     ),
 ]
-RenderEngine = Annotated[
-    bool, typer.Option("--render-engine", help="Draw by a TensorRT engine, with our rasterizer as a plugin.")
-]
 Precision = Annotated[
     Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; its first one if not given.")
 ]
@@ -150,7 +147,6 @@ def generate(
     depth_video: DepthVideo = None,
     backend: Backend = "auto",
     precision: Precision = None,
-    render_engine: RenderEngine = False,
     background: Background = None,
 ) -> None:
     """Make a scene of a photograph, and a video of it along a camera path.
@@ -159,7 +155,6 @@ def generate(
     or EXIF; without any of them 60 degrees across are assumed, and said.
     """
     _check_targets(output, depth_video)
-    _check_render_engine(render_engine, backend)
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
     with _progress("Making the scene"):
         scene = pipeline.generate(
@@ -182,7 +177,6 @@ def generate(
         camera_format=camera_format,
         camera_scale=camera_scale,
         backend=backend,
-        as_engine=render_engine,
     )
     if save_scene is not None:
         _save_scene(scene, save_scene, video.path.times)
@@ -207,7 +201,6 @@ def render(
     size: Size = None,
     depth_video: DepthVideo = None,
     backend: Backend = "auto",
-    render_engine: RenderEngine = False,
     background: Background = None,
 ) -> None:
     """Make a video of a scene along a camera path."""
@@ -222,7 +215,6 @@ def render(
         camera_format=camera_format,
         camera_scale=camera_scale,
         backend=backend,
-        as_engine=render_engine,
     )
     _screen.print(_times_table(_save(video, output, depth_video), len(video)))
     for path in (output, depth_video):
@@ -604,14 +596,6 @@ def _check_targets(*paths: Optional[Path]) -> None:
     for path in paths:
         if path is not None:
             check_target(path)
-
-
-def _check_render_engine(asked_for: bool, backend: str) -> None:
-    """Refuses to draw by an engine where that cannot be before any work is done for it."""
-    if asked_for:
-        from edge4d.runtime.render_engine import check
-
-        check(backend)
 
 
 def _save(video: Any, output: Path, depth_video: Optional[Path]) -> list[StageTime]:
