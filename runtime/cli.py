@@ -85,6 +85,9 @@ Backend = Annotated[
         help="onnxruntime: all on the CPU; cuda: the GPU draws; tensorrt: networks run there too.",
     ),
 ]
+RenderEngine = Annotated[
+    bool, typer.Option("--render-engine", help="Draw by a TensorRT engine, with our rasterizer as a plugin.")
+]
 Precision = Annotated[
     Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; its first one if not given.")
 ]
@@ -147,6 +150,7 @@ def generate(
     depth_video: DepthVideo = None,
     backend: Backend = "auto",
     precision: Precision = None,
+    render_engine: RenderEngine = False,
     background: Background = None,
 ) -> None:
     """Make a scene of a photograph, and a video of it along a camera path.
@@ -155,6 +159,10 @@ def generate(
     or EXIF; without any of them 60 degrees across are assumed, and said.
     """
     _check_targets(output, depth_video)
+    if render_engine:
+        from edge4d.runtime.render_engine import check
+
+        check(backend)  # before the network runs
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
     with _progress("Making the scene"):
         scene = pipeline.generate(
@@ -177,6 +185,7 @@ def generate(
         camera_format=camera_format,
         camera_scale=camera_scale,
         backend=backend,
+        as_engine=render_engine,
     )
     if save_scene is not None:
         _save_scene(scene, save_scene, video.path.times)
@@ -201,6 +210,7 @@ def render(
     size: Size = None,
     depth_video: DepthVideo = None,
     backend: Backend = "auto",
+    render_engine: RenderEngine = False,
     background: Background = None,
 ) -> None:
     """Make a video of a scene along a camera path."""
@@ -215,6 +225,7 @@ def render(
         camera_format=camera_format,
         camera_scale=camera_scale,
         backend=backend,
+        as_engine=render_engine,
     )
     _screen.print(_times_table(_save(video, output, depth_video), len(video)))
     for path in (output, depth_video):

@@ -1,4 +1,4 @@
-"""Scene4D + camera + time → picture: by the CPU kernels here, by the CUDA kernels in `frame_graph`."""
+"""Scene4D + camera + time → picture: by the CPU kernels here, by CUDA kernels or a TensorRT engine in other modules."""
 
 from __future__ import annotations
 
@@ -64,14 +64,18 @@ class Renderer:
         max_pairs: room for so many pairs of a Gaussian and a tile that it covers, and no more; without it there is as
             much as a frame needs. The third of a frame's stats says how many it needed.
         backend: "cuda" draws on the GPU, "onnxruntime" on the CPU; "auto" on the GPU if that works here.
+        as_engine: draw by a TensorRT engine that has our rasterizer as a plugin, which it takes seconds to build for a
+            size of picture that was not drawn before; see `edge4d.runtime.render_engine`. `backend` is "tensorrt" then,
+            or "auto".
 
     Attributes:
         scene: as above.
         on_gpu: whether the GPU draws.
 
     Raises:
-        InvalidRequest: an argument that cannot be used.
+        InvalidRequest: an argument that cannot be used, or a scene whose motion an engine does not know.
         BackendUnavailable: the backend does not work on this machine.
+        LibraryNotFound: the plugins are missing.
         CudaError: the GPU's memory is too small.
     """
 
@@ -86,11 +90,13 @@ class Renderer:
         dtype: str = "uint8",
         max_pairs: Optional[int] = None,
         backend: str = "auto",
+        as_engine: bool = False,
     ) -> None:
         self.scene = scene
-        self.on_gpu = draws_on_gpu(backend)
+        self.on_gpu = as_engine or draws_on_gpu(backend)
         colour = _checked_background(scene.background if background is None else background)
-        self._drawing = self._new_drawing(colour, _checked_outputs(outputs), dtype, _checked_pairs(max_pairs))
+        about = (colour, _checked_outputs(outputs), dtype, _checked_pairs(max_pairs))
+        self._drawing = self._engine_drawing(backend, *about) if as_engine else self._new_drawing(*about)
         self._in_flight: deque[Any] = deque()
 
     def render(self, camera: Camera, t: float) -> Frame:
@@ -165,6 +171,15 @@ class Renderer:
         from edge4d.runtime.frame_graph import CudaDrawing, Settings
 
         return CudaDrawing(self.scene, Settings(background, outputs, dtype), max_pairs)
+
+    def _engine_drawing(
+        self, backend: str, background: NDArray[np.float32], outputs: int, dtype: str, max_pairs: Optional[int]
+    ) -> _Drawing:
+        from edge4d.runtime.frame_graph import Settings
+        from edge4d.runtime.render_engine import EngineDrawing, check
+
+        check(backend)
+        return EngineDrawing(self.scene, Settings(background, outputs, dtype), max_pairs)
 
 
 class _Drawing(Protocol):
@@ -322,6 +337,7 @@ def render(
     camera_format: Optional[str] = None,
     camera_scale: float = 1.0,
     backend: str = "auto",
+    as_engine: bool = False,
     **parameters: float,
 ) -> Video:
     """The scene along a camera path, rendered as the video is iterated or saved.
@@ -335,13 +351,14 @@ def render(
         background: RGB in 0..1; the scene's own without it.
         camera_format: kitti, tum, colmap, realestate10k or nerfstudio; found out from the file without it.
         camera_scale: metres per unit of the file's positions.
-        backend: what draws; see `Renderer`.
+        backend, as_engine: what draws; see `Renderer`.
         parameters: of the trajectory, such as `speed` of drive; see `edge4d.runtime.trajectories.trajectory`.
 
     Raises:
         InvalidCameraPath: no such trajectory or file, or one that cannot be used.
         InvalidRequest: another argument that cannot be used.
         BackendUnavailable: the backend does not work on this machine.
+        LibraryNotFound: the plugins are missing that `as_engine` needs.
     """
     fps = scene.fps if fps is None else fps
     seen_by = scene.camera if size is None else fitted(scene.camera, size)
@@ -353,7 +370,8 @@ def render(
         path = camera if size is None else _fitted_path(camera, size)
     else:
         path = _path_from_file(Path(camera), seen_by, fps, camera_format, camera_scale)
-    return Video(Renderer(scene, background=background, backend=backend), _first(path, frames), fps)
+    renderer = Renderer(scene, background=background, backend=backend, as_engine=as_engine)
+    return Video(renderer, _first(path, frames), fps)
 
 
 def fitted(camera: Camera, size: tuple[int, int]) -> Camera:
