@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from edge4d.runtime.bundle import Axis, Stage, TensorSpec, dim_at
 from edge4d.runtime.errors import EngineFailed, InvalidTensor
+from edge4d.runtime.nvtx_ranges import nvtx_range
 
 
 class Engine(Protocol):
@@ -63,7 +64,8 @@ class StageEngine(ABC):
         if self._closed:
             raise EngineFailed(f"The engine of stage '{self._stage.name}' is closed.", hint="Make a new one.")
         check_inputs(self._stage, inputs)
-        return self._run({name: np.ascontiguousarray(array) for name, array in inputs.items()})
+        with nvtx_range(self._stage.name):
+            return self._run({name: np.ascontiguousarray(array) for name, array in inputs.items()})
 
     @abstractmethod
     def _run(self, inputs: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
