@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge4d.runtime.errors import InvalidRequest
-from edge4d.runtime.profile import Layer, Peaks, Profile, StageProfile
+from edge4d.runtime.profile import GpuRun, Layer, Peaks, Profile, StageProfile
 from edge4d.runtime.profile_files import check_folder, read_profile, write_profile
 
 LAYERS = (
@@ -30,6 +30,10 @@ STAGE = StageProfile(
 )
 BARE = replace(STAGE, name="perceive", layers=())
 PROFILE = Profile("tiny", "onnxruntime", {"python": "3.9"}, (8, 4), (BARE, STAGE), (4.0, 5.0), Peaks())
+# On a GPU: H2D 0.25, computing 1.5 and 1 ms, D2H 0.5.
+INFO = {"Layers": [{"Name": "conv", "TacticName": "sm90"}, {"Name": "unused"}], "I/O Tensors": [{"Name": "image"}]}
+GPU_RUNS = (GpuRun(0.125, 0.25, 1.5, 0.5), GpuRun(0.125, 0.25, 1.0, 0.5))
+ON_GPU = replace(STAGE, gpu_runs=GPU_RUNS, layer_info=INFO, layers=(replace(LAYERS[0], tactic="sm90"), LAYERS[1]))
 TIMES = (
     *("startEnqMs", "endEnqMs", "startH2dMs", "endH2dMs", "startComputeMs", "endComputeMs", "startD2hMs", "endD2hMs"),
     *("h2dMs", "computeMs", "d2hMs", "latencyMs"),
@@ -66,6 +70,40 @@ def test_times(folder):
         assert run["endComputeMs"] <= run["startD2hMs"]
     for before, after in zip(runs, runs[1:]):
         assert before["endD2hMs"] <= after["startEnqMs"]
+
+
+def test_times_of_a_gpu(tmp_path):
+    write_profile(replace(PROFILE, stages=(ON_GPU,)), tmp_path)
+    first, second = read(tmp_path / "core.fp16.times.json")
+    assert tuple(first) == TIMES
+    assert first == dict(zip(TIMES, (0, 0.125, 0, 0.25, 0.25, 1.75, 1.75, 2.25, 0.25, 1.5, 0.5, 2.25)))
+    assert (second["startEnqMs"], second["endD2hMs"], second["latencyMs"]) == (2.25, 4.0, 1.75)
+
+
+def test_the_trace_of_a_gpu_shows_copies_and_layers_while_it_computes(tmp_path):
+    write_profile(replace(PROFILE, stages=(ON_GPU, BARE)), tmp_path)
+    events = read(tmp_path / "trace.json")["traceEvents"]
+    threads = {event["args"]["name"]: event["tid"] for event in events if event["name"] == "thread_name"}
+    assert list(threads) == ["stages", "GPU", "layers", "rendering"]
+    spans = {
+        thread: [
+            (event["name"], event["ts"], event["dur"]) for event in events if event["tid"] == tid and "ts" in event
+        ]
+        for thread, tid in threads.items()
+    }
+    assert spans["stages"] == [("core", 0, 3000), ("perceive", 3000, 3000)]
+    assert spans["GPU"] == [("h2d", 0, 250), ("compute", 250, 1250), ("d2h", 1500, 500)]  # medians
+    assert spans["layers"] == [("conv", 375, 1375), ("nearest", 1750, 500)]
+    assert [event["args"].get("tactic") for event in events if event["tid"] == threads["layers"] and "ts" in event] == [
+        "sm90",
+        None,
+    ]
+
+
+def test_what_a_backend_says_of_its_layers_is_kept(tmp_path):
+    write_profile(replace(PROFILE, stages=(ON_GPU,)), tmp_path)
+    assert read(tmp_path / "core.fp16.layers.json") == INFO
+    assert read_profile(tmp_path).stages == (ON_GPU,)
 
 
 def test_layer_times(folder):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -37,6 +38,7 @@ class Page(HTMLParser):
         self.attributes += [(name, value or "") for name, value in attrs]
         if tag not in VOID:
             self.open.append(tag)
+        self.seen += " " if tag == "br" else ""
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.attributes += [(name, value or "") for name, value in attrs]
@@ -69,6 +71,11 @@ def check(source: str) -> Page:
     assert all(value.startswith("#") for name, value in page.attributes if name in ("href", "src"))
     assert "url(" not in source.split("</style>")[0]
     return page
+
+
+def titles(source: str) -> set[str]:
+    """What shows when a mouse points at something in a picture."""
+    return {title.text or "" for svg in pictures(source) for title in svg.iter("title")}
 
 
 def corners(mark: ElementTree.Element) -> list[tuple[float, float, float, float]]:
@@ -166,6 +173,73 @@ def test_a_peak_that_layers_beat_is_not_believed():
 def test_a_precision_by_name_only_is_said():
     seen = check(html(profile(stage("core", "fp16", layers=(layer("a", 1.0),))))).seen
     assert "fp16: only 0 % of the time goes to layers that write float16" in seen
+
+
+def on_gpu(*names: str, enqueue_ms: float = 0.5) -> Profile:
+    """Stages in two precisions: copies of 1 and 2 ms round 4 ms of computing in fp32 and 1 ms in fp16."""
+    tensors = tuple(
+        replace(
+            stage(name, precision, layers=(replace(layer("conv", compute, dtype=dtype), tactic="sm90_xmma"),)),
+            gpu_runs=(GpuRun(enqueue_ms, 1.0, compute, 2.0),) * 3,
+            engine_bytes=6_000_000,
+            io_bytes=250_000,
+        )
+        for name in names
+        for precision, dtype, compute in (("fp32", "float32", 4.0), ("fp16", "float16", 1.0))
+    )
+    peaks = Peaks({"float32": 1e13, "float16": 8e13, "int8": 16e13}, 1e12, "data sheet")
+    return replace(profile(*tensors), backend="tensorrt", peaks=peaks)
+
+
+def test_stages_on_a_gpu_are_copies_and_computing():
+    page = check(html(on_gpu("core")))
+    assert "core fp32 1.00 4.00 2.00 7.00 0.500 3" in page.seen
+    assert "core fp16 1.00 1.00 2.00 4.00 0.500 3" in page.seen
+    assert "The GPU may wait" not in page.seen
+    assert {"core, h2d: 1.00 ms", "core, compute: 4.00 ms", "core, d2h: 2.00 ms"} <= set(titles(html(on_gpu("core"))))
+    assert "GPU" not in check(html(whole())).seen
+
+
+def test_a_host_that_enqueues_too_slowly_is_named():
+    slow = "may wait for the host in core in fp16: a CUDA graph"
+    assert slow in check(html(on_gpu("core", enqueue_ms=0.9))).seen
+    assert slow not in check(html(on_gpu("core", enqueue_ms=0.7))).seen
+
+
+def test_layers_of_tensorrt_have_their_kernels_names():
+    seen = check(html(on_gpu("core"))).seen
+    assert "conv sm90_xmma Conv float32" in seen
+    assert "Kernels themselves are not timed" in seen
+
+
+def test_memory_of_an_engine():
+    seen = check(html(on_gpu("core", "perceive"))).seen
+    assert "6.00 + 0.500 + 0.250 MB" in seen
+    assert "fp32 13.0 MB and fp16 13.0 MB" in seen  # two engines with inputs and outputs, and the scratch they share
+
+
+def test_each_type_has_its_own_roof():
+    # 1e10 FLOP in 1 ms are 1e13 per second; at 100 FLOP per byte memory allows 1e14, more than either peak.
+    computes = layer("a", 1.0, dtype="float32", flops=10**10, bytes=10**8)
+    half = layer("b", 1.0, 1.0, dtype="float16", flops=10**10, bytes=10**8)
+    stages = (stage("core", layers=(computes,)), stage("core", "fp16", layers=(half,)))
+    source = html(replace(on_gpu(), stages=stages))
+    seen = check(source).seen
+    assert "10.0 TFLOP/s in float32, 80.0 TFLOP/s in float16 and 1.00 TB/s: data sheet" in seen
+    labels = [text.text for svg in pictures(source) for text in svg.iter("text")]
+    assert labels.count("float32 peak") == labels.count("float16 peak") == 2  # both in both pictures
+    assert "int8 peak" not in labels  # nothing stands under it
+    assert titles(source) >= {"a, Conv: 1.00 ms, 100 FLOP per byte, 10.0 TFLOP/s, 100 % of its roof"}
+    assert titles(source) >= {"b, Conv: 1.00 ms, 100 FLOP per byte, 10.0 TFLOP/s, 12 % of its roof"}
+
+
+def test_a_gpu_without_a_sheet_has_no_roofline():
+    unknown = replace(on_gpu("core"), peaks=Peaks(), about={"gpu": "NVIDIA GT 710"})
+    assert "The peaks of NVIDIA GT 710 are not known." in check(html(unknown)).seen
+
+
+def test_computing_is_compared_apart_from_the_host():
+    assert f"core, GPU fp16 1.00 1.00 1.00{TIMES} 100 % within the spread" in comparison(on_gpu("core"), on_gpu("core"))
 
 
 @pytest.mark.parametrize(
