@@ -202,11 +202,23 @@ def request(stage: Stage, part: Part, precision: str, target: Target, options: B
 
 
 def key(bundle: Bundle, part: Part, target: Target, request: BuildRequest) -> EngineKey:
-    """All that the engine depends on."""
+    """All that the engine of a part depends on."""
+    return engine_key(f"{bundle.name}.{part.name}", _content(bundle, part.onnx), target, request)
+
+
+def engine_key(name: str, onnx: str, target: Target, request: BuildRequest) -> EngineKey:
+    """All that an engine depends on.
+
+    Args:
+        onnx: the SHA-256 of the graph and its weights.
+
+    Raises:
+        LibraryNotFound: the plugins that it needs are not there.
+    """
     return EngineKey(
-        name=f"{bundle.name}.{part.name}",
-        onnx=_content(bundle, part.onnx),
-        plugins=plugins_content(request.plugins),
+        name=name,
+        onnx=onnx,
+        plugins=_plugins_content(request.plugins),
         precision=request.precision,
         profiles={name: [list(shape) for shape in shapes] for name, shapes in request.profiles.items()},
         options=request.options._asdict(),
@@ -222,7 +234,7 @@ def plugin_library(version: str) -> Path:
     return library_path(f"libedge4d_trt{version.split('.')[0]}.so")
 
 
-def plugins_content(library: Optional[Path]) -> str:
+def _plugins_content(library: Optional[Path]) -> str:
     """The SHA-256 of a library of plugins; "" without one.
 
     Raises:

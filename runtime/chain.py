@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 from numpy.typing import NDArray
 
-from edge4d.runtime.backends.cuda import DeviceArray, Graph, Mirrored, Stream
+from edge4d.runtime.backends.cuda import DeviceArray, Mirrored, Stream, recorded
 from edge4d.runtime.backends.tensorrt import LoadedEngine, Scratch, TensorRtBackend
 from edge4d.runtime.bundle import Bundle, Stage
 
@@ -57,7 +57,8 @@ class Chain:
         }
         for engine in self._engines:
             self._bind(engine)
-        self._graph = self._recorded()
+        self._scratch.reserve(max(engine.scratch_bytes for engine in self._engines))
+        self._graph = recorded(self.stream, self._enqueue)
 
     def launch(self) -> None:
         """Takes the inputs and runs all stages, when the stream comes to it."""
@@ -69,14 +70,6 @@ class Chain:
             engine.set_shape(name, arrays[name].shape)
         for name in (*engine.inputs, *engine.outputs):
             engine.bind(name, arrays[name])
-
-    def _recorded(self) -> Graph:
-        self._scratch.reserve(max(engine.scratch_bytes for engine in self._engines))
-        self._enqueue()  # engines prepare themselves when they first run, which cannot be recorded
-        self.stream.synchronize()
-        with Graph(self.stream) as graph:
-            self._enqueue()
-        return graph
 
     def _enqueue(self) -> None:
         self._inputs.to_device(self.stream)

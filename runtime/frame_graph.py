@@ -9,7 +9,6 @@ before is copied and looked at.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -19,22 +18,15 @@ from edge4d.kernels import cuda
 from edge4d.kernels.checks import INT32_MAX
 from edge4d.kernels.ops import ALPHA, DEPTH, IMAGE
 from edge4d.kernels.reference import Rasterization
-from edge4d.runtime.backends.cuda import (
-    DeviceArray,
-    Event,
-    Graph,
-    Mirrored,
-    Stream,
-    current_device,
-    use_device,
-)
+from edge4d.runtime.backends.cuda import DeviceArray, Mirrored, current_device, use_device
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.errors import PairOverflow
+from edge4d.runtime.recorded_frame import RecordedFrame
 from edge4d.runtime.renderer import Frame
 from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.scene_on_device import SceneOnDevice
 
-_FIRST_PAIRS = 4  # per Gaussian: scenes of photographs need two to three
+FIRST_PAIRS = 4  # per Gaussian: scenes of photographs need two to three
 _PAIRS_STEP = 1 << 16  # capacities are multiples of it
 
 
@@ -64,7 +56,7 @@ class CudaDrawing:
         self._scene = scene if isinstance(scene, SceneOnDevice) else SceneOnDevice.from_scene(scene)
         self._settings = settings
         self._grows = max_pairs is None
-        self._capacity = _rounded_up(_FIRST_PAIRS * len(scene)) if max_pairs is None else max_pairs
+        self._capacity = _rounded_up(FIRST_PAIRS * len(scene)) if max_pairs is None else max_pairs
         self._graphs: dict[int, _FrameGraph] = {}  # by whose turn it is, 0 or 1
         self._turn = 0
 
@@ -73,7 +65,7 @@ class CudaDrawing:
         self._scene.check_time(t)
         use_device(self._device)
         turn = 1 - self._turn
-        self._graph(turn, camera).launch(camera, t)
+        self._graph(turn, camera).launch(camera, t, after=self._scene.ready)
         self._turn = turn  # only now: what failed leaves the other graph's frame alone
         return _Begun(turn, camera, t)
 
@@ -83,7 +75,7 @@ class CudaDrawing:
         frame = self._graphs[begun.turn].wait()
         while frame.stats[4] and self._grows:
             self._grow(int(frame.stats[2]))
-            self._graph(begun.turn, begun.camera).launch(begun.camera, begun.t)
+            self._graph(begun.turn, begun.camera).launch(begun.camera, begun.t, after=self._scene.ready)
             frame = self._graphs[begun.turn].wait()
         return frame
 
@@ -112,15 +104,11 @@ class _Begun(NamedTuple):
     t: float
 
 
-class _FrameGraph:
-    """One frame at a time: its memory on both sides, and the graph that fills it."""
+class _FrameGraph(RecordedFrame):
+    """A scene that the motion kernel moves and the rasterizer draws."""
 
     def __init__(self, scene: SceneOnDevice, settings: Settings, size: tuple[int, int], capacity: int) -> None:
-        self.size, self.capacity = size, capacity
-        self._scene, self._settings = scene, settings
-        self._stream, self._done = Stream(), Event()
-        self._graph: Optional[Graph] = None
-        self._inputs = Mirrored(
+        inputs = Mirrored(
             {
                 "viewmats": ((1, 1, 4, 4), np.float32),
                 "Ks": ((1, 1, 3, 3), np.float32),
@@ -128,54 +116,30 @@ class _FrameGraph:
                 "time": ((1,), np.float64),
             }
         )
-        self._inputs.host["background"][:] = settings.background
-        self._outputs = Mirrored(_output_arrays(settings, size))
+        inputs.host["background"][:] = settings.background
+        super().__init__(inputs, Mirrored(_output_arrays(settings, size)))
+        self.size, self.capacity = size, capacity
+        self._scene, self._settings = scene, settings
         self._moved = scene.room_for_moved()
         self._workspace = DeviceArray((self._workspace_bytes(),), np.uint8)
-        self._frame = _frame_of(self._outputs.host)
 
-    def launch(self, camera: Camera, t: float) -> None:
-        """Makes the frame; it is there when `wait` returns. One that was launched before has to be waited for first."""
-        self._inputs.host["viewmats"][0, 0] = camera.viewmat
-        self._inputs.host["Ks"][0, 0] = camera.K
-        self._inputs.host["time"][0] = t
-        if self._graph is None:
-            self._graph = self._recorded()
-        if self._scene.ready:
-            self._stream.wait_for(self._scene.ready)
-        self._graph.launch()
-        self._done.record(self._stream)
-
-    def wait(self) -> Frame:
-        """The frame, in memory that the next `launch` overwrites."""
-        self._done.synchronize()
-        return self._frame
-
-    def _recorded(self) -> Graph:
-        self._enqueue()  # the driver loads kernels when they first run, which it cannot do while it records
-        self._stream.synchronize()
-        with Graph(self._stream) as graph:
-            self._enqueue()
-        return graph
-
-    def _enqueue(self) -> None:
-        self._inputs.to_device(self._stream)
+    def _draw(self) -> None:
         means, quats, scales, opacities, colors = self._scene.moved(
-            self._inputs.device["time"], self._moved, self._stream
+            self.inputs.device["time"], self._moved, self.stream
         )
-        outputs: Any = self._outputs.device
+        outputs: Any = self.outputs.device
         cuda.gaussian_rasterize(
             means,
             quats,
             scales,
             opacities,
             colors,
-            self._inputs.device["viewmats"],
-            self._inputs.device["Ks"],
-            self._inputs.device["background"],
+            self.inputs.device["viewmats"],
+            self.inputs.device["Ks"],
+            self.inputs.device["background"],
             out=Rasterization(*(outputs.get(name) for name in Rasterization._fields)),
             workspace=self._workspace,
-            stream=self._stream,
+            stream=self.stream,
             width=self.size[0],
             height=self.size[1],
             eps2d=self._scene.about.eps2d,
@@ -185,7 +149,6 @@ class _FrameGraph:
             outputs=self._settings.outputs,
             out_dtype=self._settings.dtype,
         )
-        self._outputs.to_host(self._stream)
 
     def _workspace_bytes(self) -> int:
         return cuda.gaussian_rasterize_workspace(
@@ -213,13 +176,6 @@ def _output_arrays(settings: Settings, size: tuple[int, int]) -> dict[str, tuple
     if settings.outputs & DEPTH:
         arrays["depth"] = ((*pixels, 1), plane_dtype)
     return arrays
-
-
-def _frame_of(arrays: Mapping[str, NDArray[Any]]) -> Frame:
-    nothing: NDArray[Any] = np.empty(0, np.float32)
-    image = arrays["image"][0, 0] if "image" in arrays else nothing
-    alpha, depth = (arrays[name][0, 0, ..., 0] if name in arrays else nothing for name in ("alpha", "depth"))
-    return Frame(image, alpha, depth, arrays["stats"][0, 0])
 
 
 def _rounded_up(pairs: int) -> int:

@@ -10,25 +10,22 @@ waits for an engine that has room for twice as many.
 from __future__ import annotations
 
 import hashlib
-import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional, Union
 
-import numpy as np
-from numpy.typing import NDArray
-
 from edge4d.kernels.checks import INT32_MAX
 from edge4d.runtime.backends import cuda
-from edge4d.runtime.backends.cuda import DeviceArray, Event, Graph, Mirrored, Stream, current_device, use_device
+from edge4d.runtime.backends.cuda import DeviceArray, Mirrored, current_device, use_device
 from edge4d.runtime.backends.tensorrt import LoadedEngine, Scratch, TensorRtBackend, load_plugins
-from edge4d.runtime.bundle_engines import plugin_library, plugins_content
+from edge4d.runtime.bundle_engines import engine_key, plugin_library
 from edge4d.runtime.camera import Camera
-from edge4d.runtime.engine_cache import EngineCache, EngineKey
-from edge4d.runtime.engine_from_onnx import DEFAULTS, BuildRequest, engine_from_onnx
+from edge4d.runtime.engine_cache import EngineCache
+from edge4d.runtime.engine_from_onnx import BuildRequest, engine_from_onnx
 from edge4d.runtime.errors import InvalidRequest
-from edge4d.runtime.frame_graph import _FIRST_PAIRS, CudaDrawing, Settings, _frame_of
+from edge4d.runtime.frame_graph import FIRST_PAIRS, CudaDrawing, Settings
+from edge4d.runtime.recorded_frame import RecordedFrame
 from edge4d.runtime.render_onnx import RenderSpec, check_onnx, render_onnx, scene_inputs, spec_of
 from edge4d.runtime.renderer import Frame
 from edge4d.runtime.scene import Scene4D
@@ -93,7 +90,7 @@ class EngineDrawing:
             scene,
             gaussians=gaussians,
             size=(scene.camera.width, scene.camera.height),
-            max_pairs=_FIRST_PAIRS * gaussians if max_pairs is None else max_pairs,
+            max_pairs=FIRST_PAIRS * gaussians if max_pairs is None else max_pairs,
             outputs=settings.outputs,
             dtype=settings.dtype,
         )
@@ -144,48 +141,19 @@ class EngineDrawing:
         self._spec = self._spec._replace(max_pairs=pairs)
 
 
-class _EngineFrame:
-    """One frame at a time: an engine, its memory on both sides, and the graph that runs it."""
+class _EngineFrame(RecordedFrame):
+    """A scene that an engine moves and draws."""
 
     def __init__(self, engine: LoadedEngine, spec: RenderSpec, scene: Mapping[str, DeviceArray]) -> None:
+        inputs = Mirrored({name: array for name, array in spec.inputs().items() if name not in scene})
+        super().__init__(inputs, Mirrored(spec.results()))
         self.spec = spec
         self._engine, self._scratch = engine, Scratch()
-        self._stream, self._done = Stream(), Event()
-        self._graph: Optional[Graph] = None
-        self._inputs = Mirrored({name: array for name, array in spec.inputs().items() if name not in scene})
-        self._outputs = Mirrored(spec.results())
-        for name, array in {**scene, **self._inputs.device, **self._outputs.device}.items():
+        for name, array in {**scene, **inputs.device, **self.outputs.device}.items():
             engine.bind(name, array)
-        self._frame = _frame_of(self._outputs.host)
 
-    def launch(self, camera: Camera, t: float) -> None:
-        """Makes the frame; it is there when `wait` returns. One that was launched before has to be waited for first."""
-        inputs: dict[str, NDArray[np.float32]] = self._inputs.host
-        inputs["viewmats"][0, 0] = camera.viewmat
-        inputs["Ks"][0, 0] = camera.K
-        if "time" in inputs:
-            inputs["time"][0] = t
-        if self._graph is None:
-            self._graph = self._recorded()
-        self._graph.launch()
-        self._done.record(self._stream)
-
-    def wait(self) -> Frame:
-        """The frame, in memory that the next `launch` overwrites."""
-        self._done.synchronize()
-        return self._frame
-
-    def _recorded(self) -> Graph:
-        self._enqueue()  # engines prepare themselves when they first run, which cannot be recorded
-        self._stream.synchronize()
-        with Graph(self._stream) as graph:
-            self._enqueue()
-        return graph
-
-    def _enqueue(self) -> None:
-        self._inputs.to_device(self._stream)
-        self._engine.enqueue(self._stream, self._scratch)
-        self._outputs.to_host(self._stream)
+    def _draw(self) -> None:
+        self._engine.enqueue(self.stream, self._scratch)
 
 
 # ---- engines --------------------------------------------------------------------------------------------------------
@@ -212,27 +180,12 @@ class _Engines:
 
     def _cached(self, spec: RenderSpec) -> bytes:
         graph = render_onnx(spec)
-        key = self._key(f"render.{spec.width}x{spec.height}", graph)
-        load = self._backend.tensorrt.load
-        return self._backend.cache.get(key, build=lambda _: self._built(graph), check=load).data
-
-    def _built(self, graph: bytes) -> bytes:
         with tempfile.TemporaryDirectory(prefix="edge4d-") as folder:
             path = Path(folder, "render.onnx")
             path.write_bytes(graph)
-            return engine_from_onnx(BuildRequest(path, "tensorrt", "fp32", {}, plugins=self._plugins))
-
-    def _key(self, name: str, graph: bytes) -> EngineKey:
-        target = self._backend.target
-        return EngineKey(
-            name=name,
-            onnx=hashlib.sha256(graph).hexdigest(),
-            plugins=plugins_content(self._plugins),
-            precision="fp32",
-            profiles={},
-            options=DEFAULTS._asdict(),
-            builder=f"{target.library} {target.version}",
-            device=f"sm{target.compute_capability} {target.device}".strip(),
-            cuda=target.cuda,
-            platform=f"{platform.system()}-{platform.machine()}".lower(),
-        )
+            wanted = BuildRequest(path, "tensorrt", "fp32", {}, plugins=self._plugins)
+            key = engine_key(
+                f"render.{spec.width}x{spec.height}", hashlib.sha256(graph).hexdigest(), self._backend.target, wanted
+            )
+            load = self._backend.tensorrt.load
+            return self._backend.cache.get(key, build=lambda _: engine_from_onnx(wanted), check=load).data

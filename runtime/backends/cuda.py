@@ -14,7 +14,7 @@ import ctypes
 import functools
 import math
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import TracebackType
 from typing import Any, Optional, Union
@@ -409,6 +409,19 @@ class Graph:
     def launch(self) -> None:
         """Puts all of it into the stream that it was recorded from."""
         _call("cudaGraphLaunch", self._handle, self._stream.handle)
+
+
+def recorded(stream: Stream, work: Callable[[], None]) -> Graph:
+    """A graph of what `work` puts into the stream.
+
+    It runs once before: when they first run, kernels are loaded and engines prepare themselves, which cannot be
+    recorded.
+    """
+    work()
+    stream.synchronize()
+    with Graph(stream) as graph:
+        work()
+    return graph
 
 
 # ---- the driver -----------------------------------------------------------------------------------------------------
