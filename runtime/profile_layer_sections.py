@@ -91,7 +91,8 @@ def _top_layers(profile: Profile) -> str:
     for stage in stages:
         total = layer_ms(stage.layers)
         count = f"{len(stage.layers)} layers, {number(total)} ms"
-        alone = f" ({number(median(stage.runs_ms))} ms without per-layer profiling)" if stage.runs_ms else ""
+        whole = [run.compute_ms for run in stage.gpu_runs] or stage.runs_ms
+        alone = f" ({number(median(whole))} ms without per-layer profiling)" if whole else ""
         name = f"{text(stage.name)} in {text(stage.precision)}"
         tables.append(f"<details open><summary><b>{name}</b>: {count}{alone}</summary>{_longest(stage)}</details>\n")
     note = "Median of each layer, in runs of their own with per-layer profiling. Point at a name to see its tensors."
@@ -218,7 +219,8 @@ def roofline(profile: Profile) -> str:
         f"{page.enumerated([*rates, quantity(peaks.bandwidth, 'B/s')])}: {text(peaks.source)}. A dot is a layer, its "
         "area its time; left of where the roofs meet a layer is limited by memory. Tensors count once and as if they "
         "came from memory: dots above the slanted roof found them in a cache. A type without a flat roof of its own "
-        "may pass the one that is there."
+        "may pass the one that is there. Dots far below the roofs are limited by neither: layers too small to fill the "
+        "machine, or waits."
     )
     colours = {"limited by memory": "by-memory", "limited by arithmetic": "by-arithmetic"}
     every = [_dot(work) for group in works.values() for work in group]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from edge4d.runtime import profiler
+from edge4d.runtime import cli, profiler
 from edge4d.runtime.backends import backend
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.errors import BackendUnavailable, InvalidRequest, PrecisionNotInBundle
-from edge4d.runtime.layers import LayerRun, TensorType
-from edge4d.runtime.profile import Peaks, Profile, profile_from_json, to_json
+from edge4d.runtime.layers import LayerRun, Measurement, TensorType
+from edge4d.runtime.profile import GpuRun, Peaks, Profile, StageProfile, profile_from_json, to_json
+from edge4d.runtime.profile_files import read_profile
 from edge4d.runtime.profiler import profile_bundle
 
 
@@ -94,6 +99,34 @@ def test_backends_may_have_no_layers(bundle, monkeypatch):
     assert profile.peaks == Peaks()  # not those of a machine that did not run it
 
 
+class WithGpu(WithoutLayers):
+    """As a backend on a GPU: of the run of number n, computing takes n milliseconds."""
+
+    def look_inside(self, bundle, stage, precision, inputs, runs):
+        y = TensorType("y", "float16", (2, 4))
+        return Measurement(
+            layer_runs=[[LayerRun(stage, "Conv", 0.0, 2.0 * run, (), (y,), 0, 16, "sm90")] for run in range(runs)],
+            gpu_runs=[GpuRun(0.5, 0.25, float(run), 0.125) for run in range(runs)],
+            engine_bytes=1000,
+            scratch_bytes=200,
+            layer_info={"Layers": [{"Name": stage}]},
+        )
+
+
+def test_what_happens_on_a_gpu_is_there_without_the_runs_to_warm_up(bundle, monkeypatch):
+    monkeypatch.setattr(profiler, "backend_by_name", lambda name: WithGpu())
+    profile = profile_bundle(bundle, "onnxruntime", precisions=["fp16"], runs=3, warm_up=2, frames=0)
+    for stage in profile.stages:
+        assert stage.gpu_runs == tuple(GpuRun(0.5, 0.25, ms, 0.125) for ms in (2.0, 3.0, 4.0))
+        assert [(layer.name, layer.ms, layer.tactic, layer.dtype) for layer in stage.layers] == [
+            (stage.name, 6.0, "sm90", "float16")
+        ]
+        assert (stage.engine_bytes, stage.activation_bytes) == (1000, 200)
+        assert stage.layer_info == {"Layers": [{"Name": stage.name}]}
+    image, depth, ids = 4 * 3 * 32 * 64, 4 * 32 * 64, 4 * 32 * 64
+    assert profile.stages[0].io_bytes == image + 16 + depth + ids
+
+
 def test_layers_are_those_of_the_usual_run_with_all_runs_times():
     def run(*spans):
         tensors = (TensorType("", "float32", (2, 3)), TensorType("", "float32", (3, 4)))
@@ -109,6 +142,57 @@ def test_layers_are_those_of_the_usual_run_with_all_runs_times():
     ]
     assert (first.flops, first.bytes, first.dtype) == (2 * 2 * 3 * 4, 104, "float32")
     assert (first.inputs, first.outputs) == (("float32[2,3]", "float32[3,4]"), ("y float32[2,4]",))
+
+
+@pytest.mark.gpu
+def test_the_command_on_tensorrt_writes_files_that_agree(tmp_path, monkeypatch):
+    pytest.importorskip("tensorrt")
+    monkeypatch.setenv("EDGE4D_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "profile"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["profile", "street", "--backend", "tensorrt", "--precision", "fp16", "-o", str(folder)])
+    assert not stop.value.code
+    profile = read_profile(folder)
+    assert [(stage.name, stage.precision) for stage in profile.stages] == [("perceive", "fp16"), ("core", "fp16")]
+    assert profile.backend == "tensorrt"
+    assert profile.render_ms
+    report = (folder / "report.html").read_text()
+    for stage in profile.stages:
+        check_gpu(stage)
+        _, *timed = _json(folder, f"{stage.name}.fp16.profile.json")
+        names = [layer["name"] for layer in timed]
+        told = [layer["Name"] for layer in _json(folder, f"{stage.name}.fp16.layers.json")["Layers"]]
+        assert names == [layer.name for layer in stage.layers]
+        assert not set(names) - set(told)  # which may have more: what is never run
+        assert [run["computeMs"] for run in _json(folder, f"{stage.name}.fp16.times.json")] == [
+            run.compute_ms for run in stage.gpu_runs
+        ]
+        assert f"{stage.name} in fp16" in report
+    layers = [layer.name for stage in profile.stages for layer in stage.layers]
+    assert [event["name"] for event in _events(folder, "layers")] == layers
+    assert [event["name"] for event in _events(folder, "GPU")] == ["h2d", "compute", "d2h"] * 2
+
+
+def check_gpu(stage: StageProfile) -> None:
+    assert len(stage.gpu_runs) == len(stage.runs_ms) == 30
+    assert min(stage.engine_bytes, stage.activation_bytes, stage.io_bytes, stage.weights_bytes) > 0
+    computing = statistics.median(run.compute_ms for run in stage.gpu_runs)
+    # An event at each layer costs some microseconds, as much as a small layer takes: up to twice again. Less than the
+    # whole it cannot be, but for layers that TensorRT runs beside each other, and clocks that are not constant.
+    assert 0.7 * computing < sum(layer.ms for layer in stage.layers) < 3 * computing
+    # What the caller waits for is more than what the GPU does, in the median of different runs.
+    assert computing < statistics.median(stage.runs_ms)
+
+
+def _json(folder: Path, name: str) -> Any:
+    return json.loads((folder / name).read_text())
+
+
+def _events(folder: Path, thread: str) -> list[dict[str, Any]]:
+    """Of that name in the trace."""
+    events = _json(folder, "trace.json")["traceEvents"]
+    (tid,) = (event["tid"] for event in events if event["ph"] == "M" and event["args"]["name"] == thread)
+    return [event for event in events if event["ph"] == "X" and event["tid"] == tid]
 
 
 @pytest.mark.parametrize(

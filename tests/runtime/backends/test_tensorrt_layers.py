@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from edge4d.runtime.backends import tensorrt_layers
 from edge4d.runtime.backends.tensorrt_layers import layer_runs
@@ -195,7 +193,8 @@ def test_layers_follow_each_other_in_each_run():
     assert [(layer.start_ms, layer.ms) for layer in second] == [(0.0, 3.0), (3.0, 0.5)]
 
 
-@given(st.lists(st.floats(0, 1e3), min_size=1, max_size=50))
+# In sums of numbers as different as these, a start that is an end less a length goes back.
+@pytest.mark.parametrize("times", [[0.0], [0.0, 0.0, 0.0], [1e-129, 0.0, 1.0], [1e3, 1e-17, 0.1, 0.2, 1e9, 1e-9]])
 def test_starts_never_go_back(times: list[float]):
     (run,) = layer_runs([[(str(number), ms) for number, ms in enumerate(times)]], {})
     starts = [layer.start_ms for layer in run]
