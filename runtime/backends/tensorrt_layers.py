@@ -181,7 +181,7 @@ def _layer(name: str, node: Node) -> LayerRun:
         kind=kind,
         start_ms=0.0,
         ms=0.0,
-        inputs=(*inputs, *weights),
+        inputs=(*inputs[:1], *weights, *inputs[1:]),  # as in ONNX; what is added to the result comes last
         outputs=outputs,
         weights_bytes=weights_bytes,
         bytes=weights_bytes + sum(map(_bytes, (*inputs, *outputs))),

@@ -120,6 +120,14 @@ def test_a_convolution_of_8_6():
     assert layer.bytes == layer.weights_bytes + 4 * 3 * 64 + 2 * 16 * 16
 
 
+def test_what_a_convolution_adds_is_none_of_its_weights():
+    added = {**CONVOLUTION, "Inputs": [*CONVOLUTION["Inputs"], in_words("b", [1, 16, 4, 4], "Row major linear FP32")]}
+    (layer,) = layers({"Layers": [added]}, "stem + Relu")
+    assert [tensor.name for tensor in layer.inputs] == ["image", "weights", "bias", "b"]
+    assert counted(layer) == 2 * 16 * 4 * 4 * 3 * 9
+    assert layer.bytes == layer.weights_bytes + 4 * 3 * 64 + 4 * 16 * 16 + 2 * 16 * 16
+
+
 def test_a_transposed_convolution_goes_by_its_inputs():
     (layer,) = layers({"Layers": [UPWARD]}, "up")
     assert written(layer) == ("a int8[1,16,4,4]", "weights int8[16,7,2,2]", "b float16[1,7,8,8]")
