@@ -9,8 +9,6 @@ Features are asked for by name, not by version: an attribute that TensorRT 11 ha
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
 import importlib
 import json
 import os
@@ -182,7 +180,7 @@ def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:
         str(request.onnx), strongly_typed=hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     )
     if weakly_typed(trt):
-        keep_types(trt, network)
+        keep_types(trt, network, graph_types(request.onnx))
     arguments = config_arguments(trt, request)
     if hasattr(trt, "IProgressMonitor"):
         arguments["progress_monitor"] = _monitor(trt, report)
@@ -201,17 +199,35 @@ def weakly_typed(trt: Any) -> bool:
     return not hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED") and hasattr(trt.BuilderFlag, "FP16")
 
 
-def keep_types(trt: Any, network: Any) -> None:
+def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
     """Makes every layer compute in the types that the graph gives it: without this a flag for half precision would also
-    let those run in it that are kept in float32 on purpose."""
-    floats = (trt.float32, trt.float16)
-    for layer in (network.get_layer(i) for i in range(network.num_layers)):
-        types = [layer.get_output(i).dtype for i in range(layer.num_outputs)]
-        if types and types[0] in floats:
-            layer.precision = types[0]
-        for i, dtype in enumerate(types):
-            if dtype in floats:
-                layer.set_output_type(i, dtype)
+    let those run in it that are kept in float32 on purpose.
+
+    Args:
+        types: "float32", "float16" or another, of the graph's tensors by name.
+    """
+    floats = {"float32": trt.float32, "float16": trt.float16}
+    wanted = None
+    for index in reversed(range(network.num_layers)):
+        layer = network.get_layer(index)
+        names = [layer.get_output(i).name for i in range(layer.num_outputs)]
+        # What the parser put in front of a node's last layer has names of its own, and computes as that one does.
+        wanted = next((floats.get(types[name]) for name in names if name in types), wanted)
+        if wanted is None or layer.type == trt.LayerType.CAST:  # a cast says itself what it gives
+            continue
+        outputs = [i for i in range(layer.num_outputs) if layer.get_output(i).dtype in floats.values()]
+        if outputs:
+            layer.precision = wanted
+        for i in outputs:
+            layer.set_output_type(i, wanted)
+
+
+def graph_types(onnx_path: Path) -> dict[str, str]:
+    """The types of a graph's tensors by name, such as "float16"."""
+    onnx = importlib.import_module("onnx")
+    graph = onnx.shape_inference.infer_shapes(onnx.load(onnx_path, load_external_data=False)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    return {name: onnx.helper.tensor_dtype_to_np_dtype(number).name for name, number in types.items() if number}
 
 
 def config_arguments(trt: Any, request: BuildRequest) -> dict[str, Any]:
@@ -238,23 +254,9 @@ def config_arguments(trt: Any, request: BuildRequest) -> dict[str, Any]:
 
 
 def _tactic_sources(trt: Any) -> list[Any]:
-    """All that this machine has: a build fails when it asks for a cuBLAS or cuDNN that is not there."""
-    wanted = {
-        "CUBLAS": ("cublas", "cublasGetProperty"),
-        "CUBLAS_LT": ("cublasLt", "cublasLtGetProperty"),
-        "CUDNN": ("cudnn", "cudnnGetProperty"),
-    }
-    sources = trt.TacticSource.__members__.items()
-    return [source for name, source in sources if name not in wanted or _has(*wanted[name])]
-
-
-def _has(library: str, function: str) -> bool:
-    """Whether a library is there, and is more than a name that something else needed to be linked."""
-    found = ctypes.util.find_library(library)
-    try:
-        return found is not None and hasattr(ctypes.CDLL(found), function)
-    except OSError:
-        return False
+    """All but other libraries' kernels: 8.6 stops a build when it does not find the cuBLAS or cuDNN that it was made
+    with, and later versions do without them."""
+    return [source for name, source in trt.TacticSource.__members__.items() if not name.startswith(("CUBLAS", "CUDNN"))]
 
 
 def _profile(polygraphy: Any, profiles: Mapping[str, Sequence[Sequence[int]]]) -> Any:

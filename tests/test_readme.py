@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,12 +20,20 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9][0-9]_*.py"))
 
+needs_tensorrt = pytest.mark.skipif(find_spec("tensorrt") is None, reason="TensorRT is not installed")
+
 
 def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0, command
     return capsys.readouterr().out
+
+
+def marked(example: Path) -> object:
+    """With what it needs."""
+    needs = [pytest.mark.gpu, needs_tensorrt] if 'backend="tensorrt"' in example.read_text() else []
+    return pytest.param(example, id=example.stem, marks=needs)
 
 
 def test_links_are_alive():
@@ -67,7 +76,7 @@ def test_python_names_exist():
 
 
 @pytest.mark.skipif("street" not in shipped_bundles(), reason="the bundle 'street' is not there")
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", [marked(path) for path in EXAMPLES])
 def test_examples_run(example, tmp_path):
     package = str(Path(edge4d.__file__).parents[1])  # as a full path: the example runs in another folder
     result = subprocess.run(

@@ -38,6 +38,7 @@ def fake(network_flags: str, builder_flags: str) -> Any:
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere+"),
         TacticSource=TacticSource,
+        LayerType=SimpleNamespace(CAST="cast"),
         float32="float32",
         float16="float16",
     )
@@ -73,13 +74,9 @@ def test_later_versions_get_no_flags_of_precision(trt):
     assert builder.config_arguments(trt, request()) == {"profiling_verbosity": "detailed"}
 
 
-def test_8_6_does_without_libraries_that_are_not_there(monkeypatch):
-    """cuBLAS is there, cuDNN only by name, and cuBLASLt not at all."""
-    found = {"cublas": SimpleNamespace(cublasGetProperty=None), "cudnn": SimpleNamespace()}
-    monkeypatch.setattr(builder.ctypes.util, "find_library", lambda name: name if name in found else None)
-    monkeypatch.setattr(builder.ctypes, "CDLL", found.__getitem__)
+def test_8_6_does_without_other_libraries():
     sources = builder.config_arguments(TENSORRT_8_6, request())["tactic_sources"]
-    assert sources == [TacticSource.CUBLAS, TacticSource.EDGE_MASK_CONVOLUTIONS, TacticSource.JIT_CONVOLUTIONS]
+    assert sources == [TacticSource.EDGE_MASK_CONVOLUTIONS, TacticSource.JIT_CONVOLUTIONS]
 
 
 def test_options(tmp_path):
@@ -102,11 +99,12 @@ def test_options(tmp_path):
 
 
 class Layer:
-    """A layer of a network whose tensors have types: what is set of it is kept."""
+    """A layer of a network with tensors of these names and, as 8.6 sees them, types: what is set of it is kept."""
 
-    def __init__(self, *dtypes: str) -> None:
-        self.outputs = [SimpleNamespace(dtype=dtype) for dtype in dtypes]
-        self.num_outputs, self.precision, self.output_types = len(dtypes), None, {}
+    def __init__(self, kind: str, **outputs: str) -> None:
+        self.type = kind
+        self.outputs = [SimpleNamespace(name=name, dtype=dtype) for name, dtype in outputs.items()]
+        self.num_outputs, self.precision, self.output_types = len(outputs), None, {}
 
     def get_output(self, i: int) -> Any:
         return self.outputs[i]
@@ -116,11 +114,32 @@ class Layer:
 
 
 def test_layers_keep_the_types_of_the_graph():
-    layers = [Layer("float16"), Layer("float32", "int32"), Layer("int32"), Layer()]
+    layers = [
+        Layer("constant", scale="float32"),  # of the parser's, for "norm"
+        Layer("norm", norm="float32"),
+        Layer("cast", cast="float16"),
+        Layer("constant", weights="float16"),
+        Layer("conv", conv="float32"),
+        Layer("topk", best="float32", places="int32"),
+        Layer("shape", shape="int32"),
+        Layer("sink"),
+    ]
+    types = {"norm": "float32", "cast": "float16", "conv": "float16", "best": "float16", "places": "int64"}
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
-    builder.keep_types(TENSORRT_8_6, network)
-    assert [layer.precision for layer in layers] == ["float16", "float32", None, None]
-    assert [layer.output_types for layer in layers] == [{0: "float16"}, {0: "float32"}, {}, {}]
+    builder.keep_types(TENSORRT_8_6, network, types)
+    assert [layer.precision for layer in layers] == [
+        *("float32", "float32", None, "float16", "float16", "float16", None, None)
+    ]
+    assert [layer.output_types for layer in layers] == [
+        *({0: "float32"}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}, {}, {})
+    ]
+
+
+def test_types_of_a_graph():
+    graph = Bundle.load("street").stage("core").graph("fp16").whole
+    types = builder.graph_types(graph)
+    assert (types["image"], types["groups"]) == ("float32", "int32")
+    assert "float16" in types.values()
 
 
 # ---- the other process ----------------------------------------------------------------------------------------------

@@ -88,7 +88,7 @@ def test_memory_grows_when_a_frame_needs_it(monkeypatch) -> None:
     drawn = scene(motion=(poly(),))
     expected = Renderer(drawn, backend="cuda").render(view(), 0.5)
     needed = int(expected.stats[2])
-    monkeypatch.setattr(frame_graph, "_FIRST_PAIRS", 0)
+    monkeypatch.setattr(frame_graph, "FIRST_PAIRS", 0)
     monkeypatch.setattr(frame_graph, "_PAIRS_STEP", 1 << 10)
     renderer = Renderer(drawn, backend="cuda")
     for x in (0.3, 0.1):  # both are too much for the beginning; each grows when it is fetched
