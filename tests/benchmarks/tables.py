@@ -18,6 +18,10 @@ COLUMNS = {
     ),
     "knn": ("name", "k", "ours_ms", "graph_ms", "peer", "peer_ms", "speedup", "peer_agreement"),
     "fps": ("name", "ours_ms", "graph_ms", "step_us", "peer", "peer_ms", "speedup", "peer_agreement"),
+    "generate_paper": (
+        *("name", "ours", "ours_ms", "ours_scene_ms", "peer", "peer_ms", "peer_scene_ms", "speedup"),
+        *("psnr_db", "peer_psnr_db", "output_error"),
+    ),
     "player": (
         *("name", "gaussians", "size", "frames", "frames_per_second", "missed"),
         *("latency_ms", "latency_ms_p95", "latency_ms_p99"),

@@ -17,6 +17,8 @@ from edge4d.runtime.camera import Camera
 from edge4d.runtime.motion import Poly
 from edge4d.runtime.scene import Scene4D
 
+PAPER_SIZE = (832, 256)  # of photographs for Pixel-to-4D at the size of its paper
+PAPER_GRID = (18, 59)  # rows and columns of DINOv2's features of them
 GROUPS = 64  # that move; as many as the shipped bundle's scenes have
 FOV = 60.0  # degrees across
 
@@ -34,6 +36,17 @@ class Workload(NamedTuple):
     name: str
     scene: Scene4D
     higs_ms: Optional[float] = None
+
+
+class PaperInputs(NamedTuple):
+    """What Pixel-to-4D at the size of its paper takes, in the order and under the names of its stage `core`."""
+
+    image: Array
+    depth: Array
+    instances: Array
+    features: Array
+    noise: Array
+    intrinsics: Array
 
 
 def workloads(names: list[str], street: Optional[Path] = None) -> list[Workload]:
@@ -63,6 +76,26 @@ def pixel_aligned(width: int, height: int, layers: int = 5) -> Scene4D:
     x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     means = np.stack([(x - cx) / fx * z, (y - cy) / fy * z, z], -1).reshape(-1, 3)
     return scene(rng, camera, means, means[:, 2:] / fx * rng.uniform(0.5, 1.5, means.shape))
+
+
+def paper_inputs(seed: int = 0) -> PaperInputs:
+    """A photograph's: smooth colours, depths of 5 to 25 m, and eight things that may move, each a tenth as wide."""
+    rng = np.random.default_rng(seed)
+    width, height = PAPER_SIZE
+    coarse = (height // 32, width // 32)
+    instances = np.zeros((1, height, width), np.int32)
+    for thing in range(8):
+        left, top = thing * width // 8 + rng.integers(20), rng.integers(height // 2)
+        instances[:, top : top + height // 3, left : left + width // 10] = thing + 1
+    floats = (
+        np.stack([enlarged(rng.uniform(size=coarse), 32) for _ in range(3)])[None],
+        enlarged(5 + 20 * rng.uniform(size=coarse), 32)[None, None],
+        rng.normal(size=(1, 1024, *PAPER_GRID)),
+        rng.normal(size=(1, 16, height // 16, width // 16)),
+        np.array([Camera.from_fov(width, height, FOV).intrinsics]),
+    )
+    image, depth, *rest = (array.astype(np.float32) for array in floats)
+    return PaperInputs(image, depth, instances, *rest)
 
 
 def sphere(count: int = 200_000) -> Scene4D:
