@@ -86,6 +86,10 @@ class LibraryNotFound(Edge4DError):
     """The native kernel library is missing or of another version."""
 
 
+class SamplingDiverged(Edge4DError):
+    """A network's answers cannot be integrated: they are not finite, or change too abruptly."""
+
+
 class ExportFailed(Edge4DError):
     """A model could not be turned into ONNX graphs that compute the same."""
 
