@@ -145,9 +145,23 @@ def cached_engine(
         EngineNotBuilt: TensorRT refused the graph.
     """
     wanted = request(stage, part, precision, target, options)
+    return built_or_cached(wanted, key(bundle, part, target, wanted), cache, check=check, report=report)
+
+
+def built_or_cached(
+    request: BuildRequest,
+    key: EngineKey,
+    cache: EngineCache,
+    *,
+    check: Callable[[bytes], object] = lambda data: None,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> CachedEngine:
+    """The engine that `request` asks for, whose key is `key`. Else as `cached_engine`."""
+    if request.library == "tensorrt":
+        request = request._replace(timing_cache=cache.timings(key))
     return cache.get(
-        key(bundle, part, target, wanted),
-        build=lambda _: engine_from_onnx(wanted, report),
+        key,
+        build=lambda _: engine_from_onnx(request, report),
         check=check,
         report=lambda text: report(Progress(text)),
     )

@@ -5,6 +5,7 @@
         format 1, key (all of EngineKey), bytes and sha256 of the engine, built (ISO 8601), seconds that it took
     ….engine.lock                     locked by whoever builds or removes the engine, until it is done or dead
     ….HHHHHHHH.partial                half a file; one that nobody has locked was left by a process that died
+    FOLDER/timings/DEVICE.BUILDER.cache   how fast a builder's kernels were: the next build asks less of the GPU
 
 FOLDER is `$EDGE4D_CACHE`, else `$XDG_CACHE_HOME/edge4d`, else `~/.cache/edge4d`.
 
@@ -23,6 +24,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from contextlib import suppress
@@ -187,6 +189,16 @@ class EngineCache:
             self._evict(path)
         return engine
 
+    def timings(self, key: EngineKey) -> Optional[Path]:
+        """Where builders of an engine keep what they measured, which is more than the engine's business; None where
+        there is no folder for it."""
+        folder = self.folder.with_name("timings")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return None
+        return folder / f"{_plain(key.device)}.{_plain(key.builder)}.cache"
+
     def entries(self) -> list[CacheEntry]:
         """All engines and what is left of them, the last used first. Raises InvalidRequest for an unusable folder."""
         try:
@@ -197,6 +209,7 @@ class EngineCache:
 
     def clear(self) -> Cleared:
         """Removes everything but engines that are being built. Raises InvalidRequest for an unusable folder."""
+        shutil.rmtree(self.folder.with_name("timings"), ignore_errors=True)
         engines = size = busy = 0
         try:
             for entry in self._scan():

@@ -49,7 +49,7 @@ class BuildRequest(NamedTuple):
         compute_capability: of the GPU that will run it, such as "89"; None for the GPU that is here. TensorRT-RTX alone
             builds for others.
         plugins: a library of plugins that the graph needs.
-        timing_cache: a file that remembers how fast TensorRT's kernels were.
+        timing_cache: a file that remembers how fast TensorRT's kernels were, read and written.
     """
 
     onnx: Path
@@ -190,8 +190,13 @@ def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:
     else:
         config = polygraphy.CreateConfig(**arguments)
     report("build")
-    cache = str(request.timing_cache) if request.timing_cache else None
-    return bytes(polygraphy.engine_bytes_from_network((builder, network, parser), config, save_timing_cache=cache))
+    timings = request.timing_cache and request.timing_cache.with_suffix(f".{os.getpid()}.partial")
+    save = str(timings) if timings else None
+    engine = bytes(polygraphy.engine_bytes_from_network((builder, network, parser), config, save_timing_cache=save))
+    if timings:
+        timings.replace(request.timing_cache)  # whole, whenever this process may die
+        timings.with_name(timings.name + ".lock").unlink(missing_ok=True)  # Polygraphy's
+    return engine
 
 
 def weakly_typed(trt: Any) -> bool:
@@ -214,6 +219,8 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
         # What the parser put in front of a node's last layer has names of its own, and computes as that one does.
         wanted = next((floats.get(types[name]) for name in names if name in types), wanted)
         if wanted is None or layer.type == trt.LayerType.CAST:  # a cast says itself what it gives
+            continue
+        if layer.num_inputs and layer.get_input(0).is_shape_tensor:  # computed on the host
             continue
         outputs = [i for i in range(layer.num_outputs) if layer.get_output(i).dtype in floats.values()]
         if outputs:

@@ -19,10 +19,10 @@ from edge4d.kernels.checks import INT32_MAX
 from edge4d.runtime.backends import cuda
 from edge4d.runtime.backends.cuda import DeviceArray, Mirrored, current_device, use_device
 from edge4d.runtime.backends.tensorrt import LoadedEngine, Scratch, TensorRtBackend, load_plugins
-from edge4d.runtime.bundle_engines import engine_key, plugin_library
+from edge4d.runtime.bundle_engines import built_or_cached, engine_key, plugin_library
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.engine_cache import EngineCache
-from edge4d.runtime.engine_from_onnx import BuildRequest, engine_from_onnx
+from edge4d.runtime.engine_from_onnx import BuildRequest
 from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.frame_graph import FIRST_PAIRS, CudaDrawing, Settings
 from edge4d.runtime.recorded_frame import RecordedFrame
@@ -187,5 +187,4 @@ class _Engines:
             key = engine_key(
                 f"render.{spec.width}x{spec.height}", hashlib.sha256(graph).hexdigest(), self._backend.target, wanted
             )
-            load = self._backend.tensorrt.load
-            return self._backend.cache.get(key, build=lambda _: engine_from_onnx(wanted), check=load).data
+            return built_or_cached(wanted, key, self._backend.cache, check=self._backend.tensorrt.load).data

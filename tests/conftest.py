@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,6 +37,14 @@ def reason_against_gpu() -> str:
     except BackendUnavailable as error:
         return " ".join(str(error).splitlines())
     return ""
+
+
+@pytest.fixture(scope="session")
+def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One for all tests, since TensorRT takes a minute for an engine; where $EDGE4D_CACHE is set, it lasts."""
+    from edge4d.runtime.engine_cache import EngineCache
+
+    return EngineCache(os.environ.get("EDGE4D_CACHE") or tmp_path_factory.mktemp("engines"))
 
 
 @pytest.fixture(scope="session")

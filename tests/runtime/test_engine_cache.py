@@ -695,6 +695,20 @@ def test_clear_leaves_what_is_not_of_the_cache(cache, tmp_path):
     assert (tmp_path / "outside" / "a.engine").read_text() == "mine"
 
 
+def test_timings_are_of_a_builder_and_a_device(tmp_path) -> None:
+    cache = EngineCache(tmp_path)
+    first = cache.timings(KEY)
+    assert first.parent == tmp_path / "timings"
+    assert first != cache.timings(dataclasses.replace(KEY, builder="tensorrt 10.3.0"))
+    assert first != cache.timings(dataclasses.replace(KEY, device="sm87 Orin"))
+    assert first == cache.timings(dataclasses.replace(KEY, name="other"))
+    first.write_bytes(b"")
+    cache.clear()
+    assert not first.exists()
+    (tmp_path / "file").write_text("in the way")
+    assert EngineCache(tmp_path / "file").timings(KEY) is None
+
+
 def test_a_lock_whose_file_is_removed_keeps_nobody_waiting_in_vain(tmp_path):
     """One waits for a lock; who has it removes its file, as clearing does; the one who waited takes the new file."""
     cache = EngineCache(tmp_path / "cache")

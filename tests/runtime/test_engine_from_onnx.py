@@ -102,9 +102,13 @@ class Layer:
     """A layer of a network with tensors of these names and, as 8.6 sees them, types: what is set of it is kept."""
 
     def __init__(self, kind: str, **outputs: str) -> None:
-        self.type = kind
+        self.type, self.num_inputs = kind, 1
+        self.of_shapes = kind == "range"
         self.outputs = [SimpleNamespace(name=name, dtype=dtype) for name, dtype in outputs.items()]
         self.num_outputs, self.precision, self.output_types = len(outputs), None, {}
+
+    def get_input(self, i: int) -> Any:
+        return SimpleNamespace(is_shape_tensor=self.of_shapes)
 
     def get_output(self, i: int) -> Any:
         return self.outputs[i]
@@ -122,16 +126,24 @@ def test_layers_keep_the_types_of_the_graph():
         Layer("conv", conv="float32"),
         Layer("topk", best="float32", places="int32"),
         Layer("shape", shape="int32"),
+        Layer("range", range="float32"),
         Layer("sink"),
     ]
-    types = {"norm": "float32", "cast": "float16", "conv": "float16", "best": "float16", "places": "int64"}
+    types = {
+        "norm": "float32",
+        "cast": "float16",
+        "conv": "float16",
+        "best": "float16",
+        "places": "int64",
+        "range": "float32",
+    }
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     builder.keep_types(TENSORRT_8_6, network, types)
     assert [layer.precision for layer in layers] == [
-        *("float32", "float32", None, "float16", "float16", "float16", None, None)
+        *("float32", "float32", None, "float16", "float16", "float16", None, None, None)
     ]
     assert [layer.output_types for layer in layers] == [
-        *({0: "float32"}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}, {}, {})
+        *({0: "float32"}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}, {}, {}, {})
     ]
 
 

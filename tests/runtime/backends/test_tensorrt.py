@@ -25,17 +25,12 @@ def test_without_tensorrt() -> None:
         backend("tensorrt")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> EngineCache:
-    return EngineCache(tmp_path_factory.mktemp("engines"))
-
-
 @pytest.fixture
-def tensorrt(cache: EngineCache) -> Any:
+def tensorrt(engine_cache: EngineCache) -> Any:
     pytest.importorskip("tensorrt")
     from edge4d.runtime.backends.tensorrt import TensorRtBackend
 
-    return TensorRtBackend(cache)
+    return TensorRtBackend(engine_cache)
 
 
 def photograph(width: int, height: int) -> dict[str, np.ndarray]:
@@ -87,9 +82,9 @@ def test_shapes_may_change_and_outputs_are_the_callers(tensorrt: Any) -> None:
 
 
 @pytest.mark.gpu
-def test_engines_come_out_of_the_cache(tensorrt: Any, cache: EngineCache) -> None:
+def test_engines_come_out_of_the_cache(tensorrt: Any, engine_cache: EngineCache) -> None:
     tensorrt.engine(STREET, "perceive", "fp16").close()
-    entries = [entry for entry in cache.entries() if entry.path.name.startswith("street.perceive")]
+    entries = [entry for entry in engine_cache.entries() if entry.path.name.startswith("street.perceive")]
     before = {entry.path: entry.path.stat().st_mtime_ns for entry in entries}
     assert before
     tensorrt.engine(STREET, "perceive", "fp16").close()
@@ -97,9 +92,9 @@ def test_engines_come_out_of_the_cache(tensorrt: Any, cache: EngineCache) -> Non
 
 
 @pytest.mark.gpu
-def test_an_engine_that_tensorrt_does_not_take_is_built_again(tensorrt: Any, cache: EngineCache) -> None:
+def test_an_engine_that_tensorrt_does_not_take_is_built_again(tensorrt: Any, engine_cache: EngineCache) -> None:
     tensorrt.engine(STREET, "perceive", "fp16").close()
-    (path,) = (e.path for e in cache.entries() if ".perceive." in e.path.name and ".fp16." in e.path.name)
+    (path,) = (e.path for e in engine_cache.entries() if ".perceive." in e.path.name and ".fp16." in e.path.name)
     foreign = b"no engine, but what the manifest says"
     path.write_bytes(foreign)
     manifest = path.with_name(path.name + ".json")

@@ -14,7 +14,6 @@ import pytest
 from edge4d.runtime.backends import tensorrt_layers
 from edge4d.runtime.backends.tensorrt_layers import layer_runs
 from edge4d.runtime.bundle import Bundle
-from edge4d.runtime.engine_cache import EngineCache
 from edge4d.runtime.errors import EngineFailed
 from edge4d.runtime.layers import LayerRun, LooksInside, dtype, flops
 
@@ -261,11 +260,11 @@ RUNS = 20
 
 
 @pytest.fixture(scope="module")
-def tensorrt(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def tensorrt(engine_cache: Any) -> Any:
     pytest.importorskip("tensorrt")
     from edge4d.runtime.backends.tensorrt import TensorRtBackend
 
-    return TensorRtBackend(EngineCache(tmp_path_factory.mktemp("engines")))
+    return TensorRtBackend(engine_cache)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import edge4d
-from edge4d.runtime.engine_cache import EngineCache
 from edge4d.runtime.errors import BackendUnavailable, InvalidRequest
 from edge4d.runtime.renderer import Renderer
 
@@ -27,13 +26,13 @@ def test_other_backends_are_refused(tiny_bundle: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def pipeline(engine_cache: Any) -> Iterator[Any]:
     pytest.importorskip("tensorrt")
     from edge4d.runtime.backends.tensorrt import TensorRtBackend
     from edge4d.runtime.bundle import Bundle
     from edge4d.runtime.systems.pixel_to_4d import PixelTo4D
 
-    backend = TensorRtBackend(EngineCache(tmp_path_factory.mktemp("engines")))
+    backend = TensorRtBackend(engine_cache)
     with PixelTo4D(Bundle.load("street"), backend, "fp16") as made:
         yield made
 
