@@ -54,16 +54,8 @@ class TensorRtBackend:
         loaded = self.load(bundle, stage, precision)
         return TensorRtEngine(bundle.stage(stage), loaded, self._stream, self._scratch)
 
-    def look_inside(
-        self, bundle: Bundle, stage: str, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
-    ) -> Measurement:
-        """Copies, computing, and the layers that TensorRT made; see `LooksInside`."""
-        from edge4d.runtime.backends.tensorrt_layers import look_inside
-
-        return look_inside(self.load(bundle, stage, precision), inputs, runs)
-
     def load(self, bundle: Bundle, stage: str, precision: str) -> LoadedEngine:
-        """The same, to run on arrays in GPU memory. Raises what `engine` does."""
+        """As `engine`, but to run on arrays in GPU memory."""
         described = bundle.stage(stage)
         (part,) = parts(described, precision, "tensorrt")
         if part.has_operators:
@@ -76,6 +68,14 @@ class TensorRtBackend:
         cached_engine(bundle, described, part, precision, self.target, self.cache, check=load)
         _check_tensors(described, loaded[-1])
         return loaded[-1]
+
+    def look_inside(
+        self, bundle: Bundle, stage: str, precision: str, inputs: Mapping[str, NDArray[Any]], runs: int
+    ) -> Measurement:
+        """Copies, computing, and the layers that TensorRT made; see `LooksInside`."""
+        from edge4d.runtime.backends.tensorrt_layers import look_inside
+
+        return look_inside(self.load(bundle, stage, precision), inputs, runs)
 
 
 class TensorRtEngine(StageEngine):
