@@ -1,0 +1,122 @@
+"""The fast forms of the variation field and of the motion VAE's decoder: what engines compute.
+
+They are exactly the plain forms, with what repeats done once: `DitCond` and `DitStep` part the transformer into what
+depends on the clip alone and what every step of the sampler needs; `VaeLatent`, `VaeQuery` and `VaeAttend` part the
+decoder into what depends on frames, on Gaussians, and on both. All hold one object: there is no batch.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from edge4d.export.models.gvf_diffusion.motion_vae import MotionVae, normalised, split_heads
+from edge4d.export.models.gvf_diffusion.variation_field import VariationField
+
+CONTEXTS = ("image_keys", "image_values", "static_keys", "static_values")
+"""Of each block, in this order: what `DitCond` returns and `DitStep` takes."""
+
+
+class DitCond(nn.Module):
+    """Keys and values of a clip for all blocks: the `dit_cond` stage."""
+
+    def __init__(self, dit: VariationField) -> None:
+        super().__init__()
+        self.dit = dit
+
+    def forward(self, images: Tensor, static: Tensor) -> tuple[Tensor, ...]:
+        """images [T,S,image_channels], static [M,gaussian_channels] → CONTEXTS of each block.
+
+        Keys and values are [T,heads,S,dim/heads] of the pictures and [1,heads,M,dim/heads] of the Gaussians.
+        """
+        contexts = self.dit.keys_values(images, static[None])
+        return tuple(tensor for image, gaussians in contexts for tensor in (*image, *gaussians))
+
+
+class DitStep(nn.Module):
+    """One evaluation of the network with the keys and values of its clip: the `dit_step` stage."""
+
+    def __init__(self, dit: VariationField) -> None:
+        super().__init__()
+        self.dit = dit
+
+    def forward(self, x: Tensor, t: Tensor, positions: Tensor, *contexts: Tensor) -> Tensor:
+        """x [T,L,latent_channels], t [1], positions [L,3], what `DitCond` gave → v [T,L,latent_channels]."""
+        starts = range(0, len(contexts), len(CONTEXTS))
+        blocks = (((contexts[i], contexts[i + 1]), (contexts[i + 2], contexts[i + 3])) for i in starts)
+        return self.dit.velocity(x[None], t, positions[None], blocks)[0]
+
+
+class VaeLatent(nn.Module):
+    """Samples of the network to the keys and values that Gaussians attend to: the `vae_latent` stage.
+
+    All that follows the attention is linear. It is applied to the values before, which are then changes of Gaussians.
+
+    Args:
+        mean, deviation: [latent_channels] of the latents in training; the network's samples have 0 and 1 instead.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, vae: MotionVae, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.vae = vae
+        self.register_buffer("mean", mean)
+        self.register_buffer("deviation", deviation)
+        attention = vae.decoder_attention
+        self.heads = attention.heads
+        keys, values = _double(attention.to_kv.weight).chunk(2)
+        outputs = torch.unflatten(
+            _double(vae.to_outputs.weight) @ _double(attention.to_out.weight), 1, (self.heads, -1)
+        )
+        changes = torch.einsum("ohd,hdc->hoc", outputs, torch.unflatten(values, 0, (self.heads, -1)))
+        self.to_keys, self.to_changes = _linear(keys), _linear(changes.flatten(0, 1))
+
+    def forward(self, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """[T,L,latent_channels] → keys [T,heads,L,D] and values [T,heads,L,gaussian_channels]."""
+        latents = normalised(self.vae.latents(samples * self.deviation + self.mean))
+        return split_heads(self.to_keys(latents), self.heads), split_heads(self.to_changes(latents), self.heads)
+
+
+class VaeQuery(nn.Module):
+    """Canonical Gaussians to queries, which serve every frame: the `vae_query` stage."""
+
+    def __init__(self, vae: MotionVae) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, gaussians: Tensor) -> Tensor:
+        """[N,gaussian_channels] in query order → [heads,N,D], over √D already."""
+        attention = self.vae.decoder_attention
+        queries = split_heads(attention.to_q(normalised(self.vae.queries(gaussians[None]))), attention.heads)[0]
+        return queries * (1 / math.sqrt(queries.shape[-1]))
+
+
+class VaeAttend(nn.Module):
+    """Queries of Gaussians, keys and values of frames to changes: the `vae_attend` stage."""
+
+    bias: Tensor
+
+    def __init__(self, vae: MotionVae) -> None:
+        super().__init__()
+        bias = _double(vae.to_outputs.weight) @ _double(vae.decoder_attention.to_out.bias)
+        self.register_buffer("bias", (bias + _double(vae.to_outputs.bias)).float())
+
+    def forward(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """queries [heads,N,D], keys [T,heads,L,D], values [T,heads,L,channels] → changes [T,N,channels]."""
+        weights = torch.softmax(queries @ keys.transpose(-1, -2), dim=-1)
+        return (weights @ values).sum(1) + self.bias
+
+
+def _double(parameter: Tensor) -> Tensor:
+    return parameter.detach().double()
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    outputs, inputs = weight.shape
+    linear = nn.Linear(inputs, outputs, bias=False)
+    linear.weight = nn.Parameter(weight.float(), requires_grad=False)
+    return linear
