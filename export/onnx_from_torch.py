@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import logging
 import tempfile
 import warnings
@@ -119,18 +120,26 @@ def _example(stage: ExportStage, sizes: Mapping[str, int]) -> tuple[Tensor, ...]
     return example
 
 
-def _dims(stage: ExportStage) -> tuple[dict[int, Any], ...]:
-    """Per input, torch's symbol of each dynamic dimension: `multiple_of` steps of a symbol of its own per axis."""
+def _dims(stage: ExportStage) -> tuple[Any, ...]:
+    """Per input, torch's symbol of each dynamic dimension: `multiple_of` steps of a symbol of its own per axis.
+
+    Inputs that the module takes as `*inputs` are one tuple to torch.
+    """
     symbols = {
         axis.name: torch.export.Dim(axis.name, min=axis.min // axis.multiple_of, max=axis.max // axis.multiple_of)
         for axis in stage.axes
         if axis.min < axis.max
     }
     steps = {axis.name: axis.multiple_of for axis in stage.axes}
-    return tuple(
+    dims: tuple[Any, ...] = tuple(
         {index: dim for index, dim in enumerate(_dim(d, symbols, steps) for d in tensor.shape) if dim is not None}
         for tensor in stage.inputs
     )
+    parameters = list(inspect.signature(stage.module.forward).parameters.values())
+    if parameters and parameters[-1].kind is inspect.Parameter.VAR_POSITIONAL:
+        named = len(parameters) - 1
+        dims = (*dims[:named], dims[named:])
+    return dims
 
 
 def _dim(dim: int | str, symbols: Mapping[str, Any], steps: Mapping[str, int]) -> Any:

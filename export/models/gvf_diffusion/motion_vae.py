@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge4d.export.models.layers.attention import attend, split_heads
+
 EPS = 1e-6
 
 
@@ -39,11 +41,6 @@ def normalised(x: Tensor) -> Tensor:
     return functional.layer_norm(x, x.shape[-1:], eps=EPS)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B,L,heads·D] → [B,heads,L,D]."""
-    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
-
-
 class Attention(nn.Module):
     """Multi-head attention to itself or to a context."""
 
@@ -58,8 +55,7 @@ class Attention(nn.Module):
         """x [B,L,dim], context [B,S,dim] → [B,L,dim]."""
         keys, values = self.to_kv(x if context is None else context).chunk(2, dim=-1)
         q, k, v = (split_heads(part, self.heads) for part in (self.to_q(x), keys, values))
-        attended = functional.scaled_dot_product_attention(q, k, v)
-        projected: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        projected: Tensor = self.to_out(attend(q, k, v))
         return projected
 
 

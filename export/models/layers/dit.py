@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edge4d.export.models.layers.attention import attend, split_heads
+
 EPS = 1e-6
 
 
@@ -60,14 +62,15 @@ class PositionEmbedder(nn.Module):
 
 
 class HeadNorm(nn.Module):
-    """RMS norm of each head's queries or keys [B,heads,L,D], with a learned factor for each channel."""
+    """RMS norm of each head's queries or keys [B,heads,L,D], with a learned factor per channel. Kept in float32."""
 
     def __init__(self, heads: int, dim: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(heads, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.normalize(x, dim=-1) * (self.gamma[:, None] * math.sqrt(self.gamma.shape[1]))
+        length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp(min=1e-12)
+        return x / length * (self.gamma[:, None] * math.sqrt(self.gamma.shape[1]))
 
 
 class SelfAttention(nn.Module):
@@ -83,9 +86,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B,L,dim] → [B,L,dim]."""
-        q, k, v = torch.unflatten(self.to_qkv(x), -1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended = functional.scaled_dot_product_attention(self.q_rms_norm(q), self.k_rms_norm(k), v)
-        projected: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        q, k, v = (split_heads(part, self.heads) for part in self.to_qkv(x).chunk(3, dim=-1))
+        projected: Tensor = self.to_out(attend(self.q_rms_norm(q), self.k_rms_norm(k), v))
         return projected
 
 
@@ -101,14 +103,12 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """[B,S,context_dim] → keys and values [B,heads,S,dim/heads]."""
-        keys, values = torch.unflatten(self.to_kv(context), -1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return keys, values
+        keys, values = self.to_kv(context).chunk(2, dim=-1)
+        return split_heads(keys, self.heads), split_heads(values, self.heads)
 
     def attend(self, x: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """x [B,L,dim] → [B,L,dim], with what `keys_values` gave."""
-        queries = torch.unflatten(self.to_q(x), -1, (self.heads, -1)).transpose(1, 2)
-        attended = functional.scaled_dot_product_attention(queries, keys, values)
-        projected: Tensor = self.to_out(attended.transpose(1, 2).flatten(2))
+        projected: Tensor = self.to_out(attend(split_heads(self.to_q(x), self.heads), keys, values))
         return projected
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:

@@ -1,0 +1,17 @@
+"""Multi-head attention between the linear layers, which differ from one network to the next."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B,L,heads·D] → [B,heads,L,D]."""
+    return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """queries [B,heads,L,D], keys and values [B,heads,S,D] → [B,L,heads·D], with weights softmax(q·k / √D)."""
+    return functional.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
