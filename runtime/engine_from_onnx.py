@@ -2,7 +2,7 @@
 
 The builder keeps what memory it took, can crash on a graph that it does not understand, and one process cannot hold
 both libraries: so each build is a `python -m edge4d.runtime.engine_from_onnx`, which gets its request through standard
-input, says its progress through standard output, and writes the engine to a file.
+input and ends when that does, says its progress through standard output, and writes the engine to a file.
 
 Features are asked for by name, not by version: an attribute that TensorRT 11 has lost or 8.6 does not have yet.
 """
@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
@@ -107,8 +108,8 @@ def engine_from_onnx(request: BuildRequest, report: Callable[[Progress], None] =
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                process.stdin.write(json.dumps({**_plain(request), "engine": str(engine)}))
-                process.stdin.close()
+                process.stdin.write(json.dumps({**_plain(request), "engine": str(engine)}) + "\n")
+                process.stdin.flush()  # it stays open: its end tells that nobody waits any more
                 for line in process.stdout:
                     report(Progress(*json.loads(line)))
             except BaseException:  # nobody waits for the engine any more
@@ -152,14 +153,15 @@ def _title(library: str) -> str:
 
 
 def main() -> None:
-    """Builds what standard input asks for."""
+    """Builds what the first line of standard input asks for."""
     ours = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what TensorRT prints is log
 
     def report(*progress: Any) -> None:
         ours.write(json.dumps(progress) + "\n")
 
-    fields = json.load(sys.stdin)
+    fields = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_standard_input, daemon=True).start()
     target = Path(fields.pop("engine"))
     fields.update({name: fields[name] and Path(fields[name]) for name in _PATHS})
     fields["options"] = BuildOptions(**fields["options"])
@@ -167,6 +169,13 @@ def main() -> None:
         target.write_bytes(_build(BuildRequest(**fields), report))
     except Exception as error:  # whatever it is, its message is what the other process shows
         sys.exit(f"[!] {error}")
+
+
+def _end_with_standard_input() -> None:
+    """A build takes minutes of a GPU, and whoever asked for it may be gone."""
+    while os.read(0, 1):  # not through sys.stdin, whose lock the interpreter wants when it ends
+        pass
+    os._exit(1)
 
 
 def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:

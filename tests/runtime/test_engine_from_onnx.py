@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from enum import Enum
 from pathlib import Path
 from types import SimpleNamespace
@@ -242,3 +243,35 @@ def test_nobody_waits_for_a_build_that_is_given_up(perceive):
 
     with pytest.raises(KeyboardInterrupt):
         engine_from_onnx(perceive, give_up)
+
+
+def test_a_builder_ends_with_who_asked_for_it(tmp_path):
+    (tmp_path / "tensorrt.py").write_text("import time; time.sleep(600)")  # a build that takes long
+    asks = """
+import subprocess
+from pathlib import Path
+from edge4d.runtime import engine_from_onnx as builder
+class Popen(subprocess.Popen):
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        print(self.pid, flush=True)
+builder.subprocess.Popen = Popen
+builder.engine_from_onnx(builder.BuildRequest(Path("a.onnx"), "tensorrt", "fp32", {}))
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), os.environ.get("PYTHONPATH", "")))}
+    with subprocess.Popen([sys.executable, "-c", asks], stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        builder_pid = int(process.stdout.readline())
+        time.sleep(0.5)  # it has its request
+        process.kill()
+    deadline = time.monotonic() + 60
+    while runs(builder_pid):
+        assert time.monotonic() < deadline, "the builder goes on"
+        time.sleep(0.05)
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
