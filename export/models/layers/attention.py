@@ -12,6 +12,10 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """queries [B,heads,L,D], keys and values [B,heads,S,D] → [B,L,heads·D], with weights softmax(q·k / √D)."""
-    return functional.scaled_dot_product_attention(queries, keys, values).transpose(1, 2).flatten(2)
+def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    """queries [B,heads,L,D], keys and values [B,heads,S,D] → [B,L,heads·D], with weights softmax(q·k / √D).
+
+    Args:
+        mask: true where a key counts, of a shape that broadcasts to [B,heads,L,S].
+    """
+    return functional.scaled_dot_product_attention(queries, keys, values, mask).transpose(1, 2).flatten(2)

@@ -127,3 +127,23 @@ class Mlp(nn.Module):
         """[...,dim] → [...,dim]."""
         y: Tensor = self.mlp(x)
         return y
+
+
+class ConditionedBlock(nn.Module):
+    """Self-attention, attention to a condition, two linear layers; the time modulates the first and the last."""
+
+    def __init__(self, dim: int, heads: int, context_dim: int) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=EPS)
+        self.cross_attn = CrossAttention(dim, heads, context_dim)
+        self.mlp = Mlp(dim)
+        self.adaLN_modulation = adaptive_modulation(dim, 6)
+
+    def forward(self, x: Tensor, time: Tensor, context: Tensor) -> Tensor:
+        """x [B,L,dim], time [B,dim] embedded, context [B,S,context_dim] → [B,L,dim]."""
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.adaLN_modulation(time)[:, None].chunk(6, dim=-1)
+        x = x + gate * self.self_attn(modulated(x, shift, scale))
+        x = x + self.cross_attn(self.norm2(x), context)
+        y: Tensor = x + mlp_gate * self.mlp(modulated(x, mlp_shift, mlp_scale))
+        return y

@@ -9,7 +9,17 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from formulas import Weights, attention, every_weight_matters, norm, random, silu, waves  # noqa: E402
+from formulas import (  # noqa: E402
+    Weights,
+    attention,
+    every_weight_matters,
+    mlp,
+    norm,
+    position,
+    random,
+    silu,
+    time_embedding,
+)
 
 from edge4d.export.models.gvf_diffusion.variation_field import VariationField, VariationFieldConfig  # noqa: E402
 
@@ -86,12 +96,8 @@ def forward_by_hand(model, x, t, images, static, positions) -> np.ndarray:
         k, v = np.split(weights.linear(f"{name}.to_kv", context), 2, axis=1)
         return weights.linear(f"{name}.to_out", attention(weights.linear(f"{name}.to_q", tokens), k, v, heads))
 
-    angles = t.double().item() * np.exp(-math.log(10000) * np.arange(128) / 128)
-    time = weights.linear("t_embedder.mlp.0", np.concatenate([np.cos(angles), np.sin(angles)]))
-    time = silu(weights.linear("t_embedder.mlp.2", silu(time)))
-    places = [waves(p, 10000.0 ** -(np.arange(dim // 6) / (dim // 6))) for p in positions]
-    places = np.pad(np.array(places), ((0, 0), (0, dim - 6 * (dim // 6))))
-    tokens = weights.linear("input_layer", x) + places
+    time = silu(time_embedding(weights, t.item()))
+    tokens = weights.linear("input_layer", x) + np.array([position(place, dim) for place in positions])
     pictures = weights.linear("image_cond_proj", images)
     points = weights.linear("static_cond_proj", static)
     for i in range(config.depth):
@@ -111,9 +117,8 @@ def forward_by_hand(model, x, t, images, static, positions) -> np.ndarray:
             tokens[frame] += cross_attention(f"{name}.image_cross_attn", y, pictures[frame])
             y = weights.norm(f"{name}.norm4", tokens[frame])
             tokens[frame] += cross_attention(f"{name}.static_cross_attn", y, points)
-            y = weights.linear(f"{name}.mlp.mlp.0", norm(tokens[frame]) * (1 + mlp_scale) + mlp_shift)
-            y = 0.5 * y * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
-            tokens[frame] += mlp_gate * weights.linear(f"{name}.mlp.mlp.2", y)
+            y = norm(tokens[frame]) * (1 + mlp_scale) + mlp_shift
+            tokens[frame] += mlp_gate * mlp(weights, f"{name}.mlp", y)
     shift, scale = np.split(weights.linear("final_layer.adaLN_modulation.1", time), 2)
     return weights.linear("final_layer.linear", norm(tokens) * (1 + scale) + shift)
 
