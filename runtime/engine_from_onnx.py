@@ -199,12 +199,13 @@ def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:
     else:
         config = polygraphy.CreateConfig(**arguments)
     report("build")
-    timings = request.timing_cache and request.timing_cache.with_suffix(f".{os.getpid()}.partial")
-    save = str(timings) if timings else None
-    engine = bytes(polygraphy.engine_bytes_from_network((builder, network, parser), config, save_timing_cache=save))
-    if timings:
-        timings.replace(request.timing_cache)  # whole, whenever this process may die
-        timings.with_name(timings.name + ".lock").unlink(missing_ok=True)  # Polygraphy's
+    network_and_parser = (builder, network, parser)
+    if request.timing_cache is None:
+        return bytes(polygraphy.engine_bytes_from_network(network_and_parser, config))
+    partial = request.timing_cache.with_suffix(f".{os.getpid()}.partial")
+    engine = bytes(polygraphy.engine_bytes_from_network(network_and_parser, config, save_timing_cache=str(partial)))
+    partial.replace(request.timing_cache)  # whole, whenever this process may die
+    partial.with_name(f"{partial.name}.lock").unlink(missing_ok=True)  # Polygraphy's
     return engine
 
 
