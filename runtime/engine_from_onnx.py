@@ -204,7 +204,8 @@ def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:
         return bytes(polygraphy.engine_bytes_from_network(network_and_parser, config))
     partial = request.timing_cache.with_suffix(f".{os.getpid()}.partial")
     engine = bytes(polygraphy.engine_bytes_from_network(network_and_parser, config, save_timing_cache=str(partial)))
-    partial.replace(request.timing_cache)  # whole, whenever this process may die
+    if partial.exists():  # TensorRT-RTX measures nothing
+        partial.replace(request.timing_cache)  # whole, whenever this process may die
     partial.with_name(f"{partial.name}.lock").unlink(missing_ok=True)  # Polygraphy's
     return engine
 
