@@ -1,1 +1,1 @@
-"""INT8 calibration of bundles. Nothing is here yet."""
+"""INT8 variants of bundles: ranges, Q/DQ graphs, and the layers that keep the picture. Start at `calibrate`."""

@@ -89,7 +89,7 @@ RenderEngine = Annotated[
     bool, typer.Option("--render-engine", help="Draw by a TensorRT engine, with our rasterizer as a plugin.")
 ]
 Precision = Annotated[
-    Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; its first one if not given.")
+    Optional[str], typer.Option(metavar="fp32|fp16|int8", help="The bundle's variant; its first one if not given.")
 ]
 Size = Annotated[Optional[str], typer.Option(metavar="WxH", help="Width and height in pixels.")]
 Frames = Annotated[Optional[int], typer.Option(metavar="N", help="Frames of the video; 24, or all of a camera file.")]
@@ -361,6 +361,73 @@ def train(
     print(output)
 
 
+@app.command(epilog="Example: edge4d calibrate street --data world:street --samples 32 -o street-int8.e4d")
+def calibrate(
+    bundle: Annotated[str, typer.Argument(metavar="BUNDLE", help="A bundle's name, or the folder of one.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR|world:NAME",
+            help="Photographs, or what `edge4d world` wrote; world:street makes one (needs edge4d[export]).",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle's folder, NAME.e4d; it may be BUNDLE's.")
+    ],
+    samples: Annotated[int, typer.Option(metavar="N", min=1, help="How many photographs.")] = 128,
+    method: Annotated[
+        str, typer.Option(metavar="minmax|entropy|percentile", help="How ranges are chosen.")
+    ] = "percentile",
+    smooth: Annotated[
+        Optional[float],
+        typer.Option(metavar="A", help="SmoothQuant's alpha, 0 to 1, for matrix products; off if not given."),
+    ] = None,
+    keep_above: Annotated[
+        str, typer.Option(metavar="DB", help="How near the video stays to fp32's; layers stay float for it.")
+    ] = "40dB",
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the world that is made.")] = 1234,
+) -> None:
+    """Make a bundle's int8 variant, and report what it costs.
+
+    Ranges come from running the whole pipeline on photographs. Each layer is tried alone, and scored by the rendered
+    video; those that cost too much stay float. A calibration that is interrupted goes on where it was.
+    """
+    from edge4d.calib.calibrate import calibrate as make
+    from edge4d.calib.photos import read_photos
+    from edge4d.runtime.bundle import Bundle as BundleFolder
+
+    found = BundleFolder.load(bundle)
+    with tempfile.TemporaryDirectory(prefix="edge4d-") as temporary:
+        folder, size = Path(data), tuple(found.config["size"])
+        if data.startswith("world:"):
+            folder = Path(temporary, "world")
+            _write_world(data.partition(":")[2], folder, samples, seed, size, 2, found.config["fps"])
+        photos = read_photos(folder, samples, size)
+        with _progress("Calibrating") as progress:
+            made = make(
+                found,
+                photos,
+                output,
+                method=method,
+                smooth=smooth,
+                keep_above=_decibels(keep_above),
+                report=progress,
+            )
+    for warning in made.results.warnings:
+        _screen.print(f"Warning: {warning}", highlight=False)
+    for line in _bundle_lines(str(made.bundle.folder)):
+        if line.startswith("int8"):
+            _screen.print(line, highlight=False)
+    print(output)
+
+
+def _decibels(text: str) -> float:
+    try:
+        return float(text.lower().removesuffix("db"))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not a number of decibels, such as 40dB") from None
+
+
 @app.command(epilog="Example: edge4d doctor")
 def doctor() -> None:
     """Say what is installed, what works on this machine, and why the rest does not."""
@@ -437,7 +504,7 @@ def profile(
     ] = None,
     backend: Backend = "auto",
     precision: Annotated[
-        Optional[str], typer.Option(metavar="fp32|fp16", help="The bundle's variant; all of them if not given.")
+        Optional[str], typer.Option(metavar="fp32|fp16|int8", help="The bundle's variant; all of them if not given.")
     ] = None,
     size: Size = None,
     runs: Annotated[int, typer.Option(metavar="N", min=1, help="Measured runs of each stage.")] = 30,
@@ -580,6 +647,10 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:120])
 
 
+def _printable_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _count(engines: int) -> str:
     return f"{engines} engine{'s' * (engines != 1)}"
 
@@ -686,6 +757,10 @@ def _bundle_lines(name: str) -> Iterator[str]:
         for word, tensors in (("takes", stage.inputs), ("gives", stage.outputs)):
             shapes = ", ".join(f"{tensor.name} {list(tensor.shape)} {tensor.dtype}" for tensor in tensors)
             yield f"stage       {stage.name} {word} {shapes}"
+    if "int8" in bundle.precisions:
+        from edge4d.runtime.calibration_file import summary_lines
+
+        yield from map(_printable_line, summary_lines(bundle))
     yield f"licence     {bundle.licence}"
     yield f"provenance  {json.dumps(dict(bundle.provenance))}"
 

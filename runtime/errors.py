@@ -54,6 +54,10 @@ class InvalidWorld(Edge4DError):
     """A folder of world frames is incomplete or inconsistent."""
 
 
+class InvalidCalibration(Edge4DError):
+    """What an int8 variant should be calibrated on, or what came of it, cannot be used."""
+
+
 class InvalidCheckpoint(Edge4DError):
     """A checkpoint's tensors do not match the model they are loaded into."""
 

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src"
 COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "build", "profile", "doctor")
+COMMANDS += ("calibrate",)
 
 # Imports the modules named on the command line where only NumPy, the standard library and edge4d exist.
 ISOLATED = """
@@ -114,5 +115,5 @@ def test_help_works_on_python_39(old_python):
     )
     text = run(old_python, "-c", everything, *COMMANDS, PYTHONPATH=str(SOURCE))
     assert text.count("Example: edge4d ") == len(COMMANDS)
-    assert text.count("-o, --output") == 6  # options are options, with their own names
+    assert text.count("-o, --output") == 7  # options are options, with their own names
     assert "--camera NAME|FILE|DIR" in text
