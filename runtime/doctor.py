@@ -41,6 +41,7 @@ def examine() -> list[Finding]:
         _gpu(),
         _checked("H.264 video", _h264),
         *_backends(),
+        _plugins(),
         *_bundles(),
         _checked("temporary files", _temporary_files),
     ]
@@ -90,6 +91,20 @@ def _backends() -> Iterator[Finding]:
 
     for name, reason in available_backends().items():
         yield Finding(f"backend {name}", None if reason else True, reason or "works")
+
+
+def _plugins() -> Finding:
+    from edge4d.runtime.bundle_engines import plugin_library
+
+    try:
+        library = plugin_library(importlib.metadata.version("tensorrt"))
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("TensorRT plugins", None, "TensorRT is not installed")
+    if library.is_file():
+        return Finding("TensorRT plugins", True, str(library))
+    return Finding(
+        "TensorRT plugins", None, f"{library.name} was not built: configure with -DEDGE4D_TENSORRT_INCLUDE=DIR"
+    )
 
 
 def _bundles() -> Iterator[Finding]:
