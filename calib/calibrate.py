@@ -139,7 +139,7 @@ def _dependencies(bundle: Bundle, data: CalibrationData, settings: Settings) -> 
         "edge4d": edge4d.__version__,
         "onnxruntime": version("onnxruntime"),
         "numpy": np.__version__,
-        "files": {path: entry.sha256 for path, entry in bundle.files.items() if _VARIANT not in path.split(".")},
+        "files": {path: bundle.files[path].sha256 for path in _kept_files(bundle)},
         "photographs": content_of(data),
         "video": [SCORED, score.FRAMES, list(score.PATHS), dict(bundle.config)],
         "method": settings.method,

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +108,7 @@ def _checked(data: CalibrationData, folder: Path) -> CalibrationData:
             note=f"No picture ({', '.join(_ENDINGS)}) is in '{folder}'.",
             hint="Give --data a folder of photographs, or one that `edge4d world` wrote.",
         )
-    plain = [photo.name for photo in data.photos if photo.image.min() == photo.image.max()]
+    plain = [photo.name for photo in data.photos if (photo.image == photo.image[0, 0]).all()]
     if len(plain) == len(data.photos):
         raise InvalidCalibration(
             "The photographs show nothing.",
@@ -127,6 +127,6 @@ def _count(photographs: int) -> str:
     return f"{photographs} photograph{'s' * (photographs != 1)}"
 
 
-def content_of(data: CalibrationData) -> Optional[str]:
+def content_of(data: CalibrationData) -> str:
     """SHA-256 of all photographs."""
     return hashlib.sha256("".join(photo.digest() for photo in data.photos).encode()).hexdigest()

@@ -104,8 +104,8 @@ def test_the_engine_graph_computes_what_it_says(picture, layer, weights):
     onnx.checker.check_model(graph, full_check=True)
     kinds = [node.op_type for node in graph.graph.node]
     assert kinds.count("QuantizeLinear") == kinds.count("DequantizeLinear") == 2
-    # Nothing rounds u to 8 bits. As float16, an x at the middle between two steps of 3/127 may go to the other one: at a
-    # pixel next to it that is 0.024 over 8 channels, with two weights of up to 2 each, 0.75 at most.
+    # Nothing rounds u to 8 bits. As float16, an x at the middle between two steps of 3/127 may go to the other one: at
+    # a pixel next to it that is 0.024 over 8 channels, with two weights of up to 2 each, 0.75 at most.
     difference = np.abs(run(graph, picture) - quantized_by_hand(picture, SCALES, None))
     assert difference.max() < 0.75
     assert np.median(difference) < 0.01
