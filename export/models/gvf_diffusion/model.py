@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edge4d.export.models.gvf_diffusion.fast import (
     CONTEXTS,
@@ -19,16 +18,13 @@ from edge4d.export.models.gvf_diffusion.fast import (
     VaeQuery,
 )
 from edge4d.export.models.gvf_diffusion.motion_vae import MotionVae, MotionVaeConfig
+from edge4d.export.models.gvf_diffusion.specs import float32, float32_scopes, normal_example
 from edge4d.export.models.gvf_diffusion.variation_field import VariationField, VariationFieldConfig
-from edge4d.export.models.layers.dit import HeadNorm, PositionEmbedder, TimestepEmbedder
 from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
 from edge4d.runtime.errors import InvalidRequest
 
 POSITION_NORMS = ("raw", "static")
-
-IN_FLOAT32 = (HeadNorm, PositionEmbedder, Standardise, TimestepEmbedder)
-"""Parts of the transformer's step whose values half would spoil."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +89,10 @@ class GvfDiffusion(nn.Module):
         )
 
     def stages(self) -> list[ExportStage]:
-        """`dit_cond`, `dit_step`, `vae_latent`, `vae_query`, `vae_attend` (one frame), `vae_encode`."""
+        """`dit_cond`, `dit_step`, `vae_latent`, `vae_query`; of one frame `vae_attend` and `vae_encode`.
+
+        The last two compare every Gaussian or mesh point with every latent: a clip at once would take gigabytes.
+        """
         return [
             self._dit_cond(),
             self._dit_step(),
@@ -106,8 +105,8 @@ class GvfDiffusion(nn.Module):
     def _dit_cond(self) -> ExportStage:
         config = self.config
         inputs = (
-            _float("images", "T", config.image_tokens, config.dit.image_channels),
-            _float("static", config.static_points, config.dit.gaussian_channels),
+            float32("images", "T", config.image_tokens, config.dit.image_channels),
+            float32("static", config.static_points, config.dit.gaussian_channels),
         )
         module = DitCond(self.dit, self.static)
         return _stage("dit_cond", module, inputs, self._contexts(), self._frames(), ("static",))
@@ -115,13 +114,13 @@ class GvfDiffusion(nn.Module):
     def _dit_step(self) -> ExportStage:
         config = self.config
         samples = ("T", config.latents, config.dit.latent_channels)
-        inputs = (_float("x", *samples), _float("t", 1), _float("positions", config.latents, 3), *self._contexts())
+        inputs = (float32("x", *samples), float32("t", 1), float32("positions", config.latents, 3), *self._contexts())
         positions = None
         if config.position_norm == "static":
             positions = Standardise(self.static.mean[:3], self.static.deviation[:3])
         module = DitStep(self.dit, positions)
-        scopes = tuple(name for name, part in module.named_modules() if isinstance(part, IN_FLOAT32))
-        return _stage("dit_step", module, inputs, (_float("v", *samples),), self._frames(), scopes)
+        outputs = (float32("v", *samples),)
+        return _stage("dit_step", module, inputs, outputs, self._frames(), float32_scopes(module))
 
     def _contexts(self) -> tuple[TensorSpec, ...]:
         """The keys and values of `dit_cond`, for the blocks one after the other: "image_keys_0", …"""
@@ -132,44 +131,44 @@ class GvfDiffusion(nn.Module):
             "static": (1, heads, config.static_points, dim),
         }
         return tuple(
-            _float(f"{name}_{block}", *shapes[name.split("_")[0]])
+            float32(f"{name}_{block}", *shapes[name.split("_")[0]])
             for block in range(config.dit.depth)
             for name in CONTEXTS
         )
 
     def _vae_latent(self) -> ExportStage:
-        inputs = (_float("samples", "T", self.config.latents, self.config.vae.latent_channels),)
+        inputs = (float32("samples", "T", self.config.latents, self.config.vae.latent_channels),)
         return _stage("vae_latent", VaeLatent(self.vae, self.latents), inputs, self._keys_values("T"), self._frames())
 
     def _vae_query(self) -> ExportStage:
-        inputs = (_float("gaussians", "N", self.config.vae.gaussian_channels),)
-        scopes = ("vae.gs_embedding", "vae.position_encoding")  # positions: half has 4 digits
+        inputs = (float32("gaussians", "N", self.config.vae.gaussian_channels),)
+        scopes = ("vae.gs_embedding", "vae.position_encoding")
         return _stage("vae_query", VaeQuery(self.vae), inputs, (self._queries(),), self._gaussians(), scopes)
 
     def _vae_attend(self) -> ExportStage:
-        outputs = (_float("changes", 1, "N", self.config.vae.gaussian_channels),)
+        outputs = (float32("changes", 1, "N", self.config.vae.gaussian_channels),)
         inputs = (self._queries(), *self._keys_values(1))
         return _stage("vae_attend", VaeAttend(self.vae), inputs, outputs, self._gaussians())
 
     def _queries(self) -> TensorSpec:
         config = self.config.vae
-        return _float("queries", config.heads, "N", config.dim // config.heads)
+        return float32("queries", config.heads, "N", config.dim // config.heads)
 
     def _keys_values(self, frames: int | str) -> tuple[TensorSpec, TensorSpec]:
         config = self.config.vae
         shape = (frames, config.heads, self.config.latents)
-        return _float("keys", *shape, config.dim // config.heads), _float("values", *shape, config.gaussian_channels)
+        return float32("keys", *shape, config.dim // config.heads), float32("values", *shape, config.gaussian_channels)
 
     def _vae_encode(self) -> ExportStage:
         config = self.config
         inputs = (
-            _float("points", config.mesh_points, 3),
-            _float("motion", "T", config.mesh_points, 3),
-            _float("anchors", config.latents, 3),
+            float32("points", config.mesh_points, 3),
+            float32("motion", 1, config.mesh_points, 3),
+            float32("anchors", config.latents, 3),
         )
-        outputs = (_float("samples", "T", config.latents, config.vae.latent_channels),)
+        outputs = (float32("samples", 1, config.latents, config.vae.latent_channels),)
         scopes = ("vae.input_embedding", "vae.position_encoding")
-        return _stage("vae_encode", VaeEncode(self.vae, self.latents), inputs, outputs, self._frames(), scopes)
+        return _stage("vae_encode", VaeEncode(self.vae, self.latents), inputs, outputs, None, scopes)
 
     def _frames(self) -> Axis:
         return Axis("T", 1, *self.config.frames)
@@ -178,21 +177,13 @@ class GvfDiffusion(nn.Module):
         return Axis("N", 1, *self.config.gaussians)
 
 
-def _float(name: str, *shape: int | str) -> TensorSpec:
-    return TensorSpec(name, "float32", shape)
-
-
 def _stage(
     name: str,
     module: nn.Module,
     inputs: tuple[TensorSpec, ...],
     outputs: tuple[TensorSpec, ...],
-    axis: Axis,
+    axis: Axis | None,
     fp32_scopes: tuple[str, ...] = (),
 ) -> ExportStage:
-    """A stage of one axis, with normally distributed examples; none of its inputs needs anything else."""
-
-    def example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
-        return tuple(torch.randn(tensor.shape_at(sizes)) for tensor in inputs)
-
-    return ExportStage(name, module.eval(), inputs, outputs, (axis,), example, fp32_scopes)
+    axes = () if axis is None else (axis,)
+    return ExportStage(name, module.eval(), inputs, outputs, axes, normal_example(inputs), fp32_scopes)

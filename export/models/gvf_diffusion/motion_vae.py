@@ -125,8 +125,11 @@ class PositionEncoding(nn.Module):
         return torch.cat([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
-def _embedding(module: nn.Module, dim: int) -> nn.Sequential:
-    return nn.Sequential(module, nn.LayerNorm(dim, elementwise_affine=False))
+class Embedding(nn.Sequential):
+    """Positions, motion or Gaussians to normalised channels. Kept in float32: half has four digits of a position."""
+
+    def __init__(self, module: nn.Module, dim: int) -> None:
+        super().__init__(module, nn.LayerNorm(dim, elementwise_affine=False))
 
 
 class MotionVae(nn.Module):
@@ -136,9 +139,9 @@ class MotionVae(nn.Module):
         super().__init__()
         self.config = config = config or MotionVaeConfig()
         dim, heads = config.dim, config.heads
-        self.input_embedding = _embedding(nn.Linear(3, dim), dim)
-        self.gs_embedding = _embedding(nn.Linear(config.gaussian_channels, dim), dim)
-        self.position_encoding = _embedding(PositionEncoding(dim), dim)
+        self.input_embedding = Embedding(nn.Linear(3, dim), dim)
+        self.gs_embedding = Embedding(nn.Linear(config.gaussian_channels, dim), dim)
+        self.position_encoding = Embedding(PositionEncoding(dim), dim)
         self.cross_attend_blocks = Block(dim, heads)
         self.mean_fc = nn.Linear(dim, config.latent_channels)
         self.logvar_fc = nn.Linear(dim, config.latent_channels)
