@@ -22,17 +22,19 @@ import numpy as np
 import edge4d
 from edge4d.calib import score
 from edge4d.calib.ledger import Ledger
-from edge4d.calib.mixes import Floating, Mixes, calibrated, read_stages
+from edge4d.calib.mixes import ENGINE, Floating, Mixes, calibrated, read_stages
 from edge4d.calib.photos import CalibrationData, content_of
 from edge4d.calib.ranges import Range, Seen, check_method, observe
 from edge4d.calib.results import Results, Settings, layer_results, work_of
 from edge4d.calib.score import Reference
 from edge4d.calib.sensitivity import Choice, Trials, choose
+from edge4d.calib.speed import TimingBackend, not_slower
 from edge4d.runtime.bundle import DESCRIPTION, SUFFIX, Bundle, OperatorStep, Step, sha256_of
 from edge4d.runtime.calibration_file import CALIBRATION
 from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.files import replacing_folder
 from edge4d.runtime.onnx_files import external_locations
+from edge4d.runtime.profile_inputs import sample
 
 SCORED = 8  # photographs whose videos decide; drawing them takes most of a calibration's time
 _VARIANT = "int8"
@@ -65,6 +67,7 @@ def calibrate(
     method: str = "percentile",
     smooth: Optional[float] = None,
     keep_above: float = 40.0,
+    tensorrt: Optional[TimingBackend] = None,
     cache: Optional[Path] = None,
     report: Report = lambda done, total: None,
 ) -> Calibration:
@@ -78,6 +81,7 @@ def calibrate(
         method: how ranges are chosen; see `edge4d.calib.ranges`.
         smooth: SmoothQuant's alpha, from 0 to 1, for matrix products.
         keep_above: dB that the rendered video keeps to the fp32 variant's.
+        tensorrt: the backend on whose GPU no stage may be slower than in fp16; nothing is timed without it.
         cache: a folder; the user's cache without it.
         report: is told how many steps are done, and how many there are at most.
 
@@ -99,6 +103,10 @@ def calibrate(
         reference = Reference(bundle, data.photos[:SCORED], data.size)
         trials = Trials(mixes, reference, ledger, steps.advance)
         choice = choose(trials, mixes.ids, work_of(stages, ranges), keep_above)
+        if tensorrt is not None:
+            inputs = sample(bundle, tensorrt, "fp16", data.size).inputs
+            in_engine = not_slower(mixes, choice.int8, tensorrt, inputs, report=steps.advance)
+            choice = choice._replace(in_engine=in_engine, engine=trials.score(in_engine, ENGINE))
         dead = [f"{name}/{layer.name}" for name, stage in stages.items() for layer in stage.dead]
         results = Results(
             settings=settings,
@@ -107,7 +115,6 @@ def calibrate(
             layers=layer_results(stages, ranges, choice),
             cpu=choice.cpu,
             engine=choice.engine,
-            slower=(),
             warnings=(*data.warnings, *(f"{name} takes nothing but zeros, and stays float." for name in dead)),
         )
         _finish(mixes, choice, results, folder)
@@ -207,7 +214,7 @@ def _finish(mixes: Mixes, choice: Choice, results: Results, folder: Path) -> Non
     """Leaves in `folder` a bundle with the chosen mix."""
     for path in folder.glob("*.trial.*"):
         path.unlink()
-    variant = mixes.bundle_with(choice.int8, _VARIANT)
+    variant = mixes.bundle_with(choice.int8, choice.in_engine, _VARIANT)
     (folder / CALIBRATION).write_bytes(results.json_bytes())
     description = json.loads((mixes.bundle.folder / DESCRIPTION).read_bytes())
     kept = [precision for precision in description["precisions"] if precision != _VARIANT]

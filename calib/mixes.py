@@ -5,6 +5,7 @@ A layer's id is STAGE/NAME, the name being that of its node.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from edge4d.calib.layers import Layer, Wiring
 from edge4d.calib.quantize import Scales, Smoothing, Weights, cpu_graph, engine_graph, scale_of
 from edge4d.calib.ranges import Seen, Watched
 from edge4d.calib.smooth import smoothed_largest, smoothing
-from edge4d.runtime.bundle import Bundle, Graph, SessionStep, Stage, Step
+from edge4d.runtime.bundle import Bundle, FileEntry, Graph, SessionStep, Stage, Step
 from edge4d.runtime.errors import InvalidCalibration
 
 ENGINE = "engine"
@@ -163,55 +164,79 @@ class Mixes:
 
     def __init__(self, bundle: Bundle, stages: Mapping[str, Calibrated], folder: Path) -> None:
         self.bundle, self.stages, self.folder = bundle, dict(stages), folder
+        self._files = dict(bundle.files)
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Of all layers that can compute in int8."""
         return tuple(layer_id(name, layer) for name, stage in self.stages.items() for layer in stage.layers)
 
-    def bundle_with(self, chosen: Collection[str], stem: str = "trial") -> Bundle:
+    def bundle_with(
+        self, chosen: Collection[str], in_engine: Optional[Collection[str]] = None, stem: str = "trial"
+    ) -> Bundle:
         """The bundle with the variants "int8" and `ENGINE`, in which the layers `chosen` are int8.
 
-        Graphs of an earlier call with the same stem are overwritten. A stage with operators of ours has no `ENGINE`
-        variant of its own: only TensorRT runs it whole.
+        Graphs of an earlier call with the same stem are overwritten.
+
+        Args:
+            in_engine: the layers that are int8 in TensorRT's graphs; the same ones without it.
         """
         stages = {}
         for name, stage in self.bundle.stages.items():
-            graph = self._graph(name, stage, chosen, stem)
-            engine = _as_session(graph) if len(graph.steps) == 1 else graph
-            stages[name] = replace(stage, graphs={**stage.graphs, "int8": graph, ENGINE: engine})
-        return replace(self.bundle, precisions=(*self.bundle.precisions, "int8"), stages=stages)
+            whole = self._engine(name, stage, chosen if in_engine is None else in_engine, stem)
+            steps = self._steps(name, stage, chosen, stem)
+            stages[name] = replace(stage, graphs={**stage.graphs, "int8": Graph(whole, steps)})
+        precisions = (*(name for name in self.bundle.precisions if name != "int8"), "int8")
+        return with_engine_variant(replace(self.bundle, precisions=precisions, stages=stages, files=dict(self._files)))
 
-    def _graph(self, name: str, stage: Stage, chosen: Collection[str], stem: str) -> Graph:
-        layers = [layer for layer in self._layers(name) if layer_id(name, layer) in chosen]
-        if not layers:  # as it was
-            return Graph(stage.graph("fp16").whole, stage.graph("fp32").steps)
-        calibrated = self.stages[name]
-        floating, scales, smooth = calibrated.floating, calibrated.scales, calibrated.smoothing
-        engine = engine_graph(floating.whole, layers, scales, floating.weights, smooth)
-        whole = self._write(f"{name}.{stem}.engine.onnx", engine)
-        parts: dict[Path, Part] = {part.step.onnx: part for part in floating.parts}
-        steps: list[Step] = list(stage.graph("fp32").steps)
-        for index, step in enumerate(steps):
-            part = parts.get(step.onnx) if isinstance(step, SessionStep) else None
-            inside = [layer for layer in layers if part is not None and layer in part.layers]
-            if part is not None and inside:
+    def _engine(self, name: str, stage: Stage, chosen: Collection[str], stem: str) -> Path:
+        """TensorRT's graph; the fp16 one where no layer is chosen."""
+        layers = self._chosen(name, chosen)
+        if not layers:
+            return stage.graph("fp16").whole
+        floating, scales, smooth = self._parts(name)
+        graph = engine_graph(floating.whole, layers, scales, floating.weights, smooth)
+        return self._write(f"{name}.{stem}.engine.onnx", graph)
+
+    def _steps(self, name: str, stage: Stage, chosen: Collection[str], stem: str) -> tuple[Step, ...]:
+        """ONNX Runtime's graphs; the fp32 ones where no layer is chosen."""
+        steps = list(stage.graph("fp32").steps)
+        layers = self._chosen(name, chosen)
+        for part in self.stages[name].floating.parts if layers else ():
+            inside = [layer for layer in part.layers if layer in layers]
+            if inside:
+                floating, scales, smooth = self._parts(name)
                 graph = cpu_graph(part.model, inside, scales, floating.weights, smooth)
+                index = steps.index(part.step)
                 number = f".{index}" if len(steps) > 1 else ""
                 steps[index] = replace(part.step, onnx=self._write(f"{name}.{stem}{number}.onnx", graph))
-        return Graph(whole, tuple(steps))
+        return tuple(steps)
 
-    def _layers(self, stage: str) -> tuple[Layer, ...]:
-        return self.stages[stage].layers if stage in self.stages else ()
+    def _parts(self, name: str) -> tuple[Floating, Scales, Smoothing]:
+        calibrated = self.stages[name]
+        return calibrated.floating, calibrated.scales, calibrated.smoothing
+
+    def _chosen(self, name: str, chosen: Collection[str]) -> list[Layer]:
+        layers = self.stages[name].layers if name in self.stages else ()
+        return [layer for layer in layers if layer_id(name, layer) in chosen]
 
     def _write(self, name: str, model: Any) -> Path:
-        path = self.folder / name
-        path.write_bytes(model.SerializeToString(deterministic=True))
+        path, content = self.folder / name, model.SerializeToString(deterministic=True)
+        path.write_bytes(content)
+        self._files[name] = FileEntry(len(content), hashlib.sha256(content).hexdigest())
         return path
 
 
-def _as_session(graph: Graph) -> Graph:
-    """A graph without operators of ours, run as TensorRT gets it."""
-    (step,) = graph.steps
-    assert isinstance(step, SessionStep)
-    return Graph(graph.whole, (replace(step, onnx=graph.whole),))
+def with_engine_variant(bundle: Bundle) -> Bundle:
+    """A bundle whose int8 variant can also be run, as `ENGINE`, the way TensorRT gets it.
+
+    A stage with operators of ours is the one that ONNX Runtime gets in both: only TensorRT runs it whole.
+    """
+    stages = {}
+    for name, stage in bundle.stages.items():
+        graph = stage.graph("int8")
+        step = graph.steps[0]
+        if len(graph.steps) == 1 and isinstance(step, SessionStep):
+            graph = Graph(graph.whole, (replace(step, onnx=graph.whole),))
+        stages[name] = replace(stage, graphs={**stage.graphs, ENGINE: graph})
+    return replace(bundle, stages=stages)

@@ -24,6 +24,7 @@ class LayerResult(NamedTuple):
     Attributes:
         stage, name, kind: which one.
         int8: whether it is.
+        in_engine: whether it is on TensorRT too.
         alone: the video's PSNR when it alone is int8, in dB; None for a layer that takes nothing but zeros.
         share: of the multiplications of all such layers.
         range: of what it takes.
@@ -33,6 +34,7 @@ class LayerResult(NamedTuple):
     name: str
     kind: str
     int8: bool
+    in_engine: bool
     alone: Optional[float]
     share: float
     range: Range
@@ -53,7 +55,6 @@ class Results(NamedTuple):
         data: where the photographs are from, and how many.
         scored: how many photographs and frames the scores are of.
         cpu, engine: the video's PSNR from fp32, as ONNX Runtime computes it and as TensorRT's graph says.
-        slower: ids of layers that went back to fp16 for their time on a GPU.
         warnings: sentences.
     """
 
@@ -63,7 +64,6 @@ class Results(NamedTuple):
     layers: tuple[LayerResult, ...]
     cpu: Score
     engine: Score
-    slower: tuple[str, ...]
     warnings: tuple[str, ...]
 
     def json_bytes(self) -> bytes:
@@ -75,7 +75,6 @@ class Results(NamedTuple):
             "scored": dict(self.scored),
             "psnr": {"cpu": _rounded(self.cpu._asdict()), "engine": _rounded(self.engine._asdict())},
             "layers": layers,
-            "slower_in_int8": list(self.slower),
             "warnings": list(self.warnings),
         }
         return (json.dumps(node, indent=1) + "\n").encode()
@@ -95,7 +94,8 @@ def layer_results(
             taken = ranges[name][sources[layer.name].wiring.source(layer.input)]
             alone = choice.alone[key].mean if key in choice.alone else None
             share = work.get(key, 0.0) / total
-            found.append(LayerResult(name, layer.name, layer.kind, key in choice.int8, alone, share, taken))
+            int8, in_engine = key in choice.int8, key in choice.in_engine
+            found.append(LayerResult(name, layer.name, layer.kind, int8, in_engine, alone, share, taken))
     return tuple(found)
 
 
@@ -119,6 +119,7 @@ def _layer_json(layer: LayerResult) -> dict[str, Any]:
         "name": layer.name,
         "kind": layer.kind,
         "int8": layer.int8,
+        "int8_in_engine": layer.in_engine,
         "alone_psnr": alone,
         "share": round(layer.share, _DIGITS),
         "range": _rounded({"low": low, "high": high, "reached": largest}),

@@ -22,11 +22,13 @@ class Choice(NamedTuple):
 
     Attributes:
         int8: ids of layers.
+        in_engine: those that are int8 on TensorRT too.
         alone: the video's score when a layer alone is int8, by its id.
         cpu, engine: scores of the whole choice, as ONNX Runtime computes it and as TensorRT's graph says.
     """
 
     int8: frozenset[str]
+    in_engine: frozenset[str]
     alone: Mapping[str, Score]
     cpu: Score
     engine: Score
@@ -79,7 +81,7 @@ def choose(trials: Trials, ids: Sequence[str], work: Mapping[str, float], keep_a
             hint="Use a lower --keep-above, another --method, or more photographs.",
         )
     kept = frozenset(order[back:])
-    return Choice(kept, alone, trials.score(kept), trials.score(kept, ENGINE))
+    return Choice(kept, kept, alone, trials.score(kept), trials.score(kept, ENGINE))
 
 
 def _error(score: Score) -> float:

@@ -1,8 +1,9 @@
 """Reads `calibration.json`, with which a bundle says how its int8 variant came to be; `edge4d.calib.results` writes it.
 
     {"format": 1, "method", "smooth", "keep_above", "data": {...}, "scored": {"photographs", "frames"},
-     "psnr": {"cpu": {"mean", "worst"}, "engine": {...}}, "slower_in_int8": [...], "warnings": [...],
-     "layers": [{"stage", "name", "kind", "int8", "alone_psnr", "share", "range": {"low", "high", "reached"}}, …]}
+     "psnr": {"cpu": {"mean", "worst"}, "engine": {...}}, "warnings": [...],
+     "layers": [{"stage", "name", "kind", "int8", "int8_in_engine", "alone_psnr", "share",
+                 "range": {"low", "high", "reached"}}, …]}
 
 PSNR, in dB, is the rendered video's from that of the fp32 variant; `share` is of the multiplications of all layers that
 could be int8.
@@ -27,6 +28,7 @@ class StageInt8(NamedTuple):
 
     stage: str
     int8: int
+    in_engine: int  # on TensorRT: where a GPU decided it may be fewer
     layers: int
     share: float
     left: tuple[str, ...]  # the layers that stay float
@@ -80,7 +82,8 @@ def _stage(name: str, layers: list[Any]) -> StageInt8:
     total = sum(float(layer["share"]) for layer in own)
     share = sum(float(layer["share"]) for layer in int8) / total if total else 0.0
     left = tuple(str(layer["name"]) for layer in own if layer["int8"] is not True)
-    return StageInt8(name, len(int8), len(own), share, left)
+    in_engine = sum(layer["int8_in_engine"] is True for layer in own)
+    return StageInt8(name, len(int8), in_engine, len(own), share, left)
 
 
 def summary_lines(bundle: Bundle) -> Iterator[str]:
@@ -94,4 +97,5 @@ def summary_lines(bundle: Bundle) -> Iterator[str]:
     for stage in summary.stages:
         left = f"; float: {', '.join(stage.left)}" if stage.left else ""
         share = f"{100 * stage.share:.0f} % of their work"
-        yield f"int8        {stage.stage}: {stage.int8} of {stage.layers} layers, {share}{left}"
+        fewer = f" ({stage.in_engine} on TensorRT)" if stage.in_engine != stage.int8 else ""
+        yield f"int8        {stage.stage}: {stage.int8} of {stage.layers} layers{fewer}, {share}{left}"
