@@ -260,3 +260,27 @@ def test_fixed_axes_stay_fixed() -> None:
     model = onnx_from_torch(small_stage(lambda x: 2 * x, axes=axes))
     assert [node.op_type for node in model.graph.node] == ["Mul"]
     assert np.isclose(onnx.numpy_helper.to_array(model.graph.initializer[0]), 2)
+
+
+class Sum(nn.Module):
+    def forward(self, first: Tensor, *rest: Tensor) -> Tensor:
+        return first + rest[0] * 2 + rest[1].sum(0)
+
+
+def test_a_module_may_take_any_number_of_inputs() -> None:
+    shapes = {"a": ("H", 3), "b": ("H", 3), "c": (4, 3)}
+    inputs = tuple(TensorSpec(name, "float32", shape) for name, shape in shapes.items())
+    stage = ExportStage(
+        "sum",
+        Sum().eval(),
+        inputs,
+        (TensorSpec("d", "float32", ("H", 3)),),
+        (Axis("H", 1, 5, 8),),
+        lambda sizes: tuple(torch.randn(tensor.shape_at(sizes)) for tensor in inputs),
+    )
+    graph = onnx_from_torch(stage).graph
+    assert [[dim.dim_param or dim.dim_value for dim in v.type.tensor_type.shape.dim] for v in graph.input] == [
+        ["H", 3],
+        ["H", 3],
+        [4, 3],
+    ]
