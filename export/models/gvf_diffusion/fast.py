@@ -2,8 +2,8 @@
 
 They are exactly the plain forms, with what repeats done once: `DitCond` and `DitStep` part the transformer into what
 depends on the clip alone and what every step of the sampler needs; `VaeLatent`, `VaeQuery` and `VaeAttend` part the
-decoder into what depends on frames, on Gaussians, and on both. All hold one object: there is no batch. `VaeEncode`, from
-a mesh instead of a clip, has nothing to save.
+decoder into what depends on frames, on Gaussians, and on both. All hold one object: there is no batch. `VaeEncode`,
+from a mesh instead of a clip, has nothing to save.
 """
 
 from __future__ import annotations
