@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +46,14 @@ class CalibrationData:
     Attributes:
         origin: in words that JSON holds, such as {"world": "street", "seed": 1234}.
         warnings: sentences on data from which ranges should not be taken as they are.
+        world: of which the photographs are, if they are of one.
     """
 
     photos: tuple[CalibrationPhoto, ...]
     size: tuple[int, int]
     origin: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    world: Optional[World] = None
 
 
 def read_photos(folder: Path, samples: int, size: tuple[int, int]) -> CalibrationData:
@@ -79,7 +81,7 @@ def _of_world(world: World, samples: int) -> CalibrationData:
     photos = tuple(
         CalibrationPhoto(sequence.name, sequence.photo, sequence.cameras[0].intrinsics) for sequence in sequences
     )
-    return CalibrationData(photos, world.size, {"world": world.name, "seed": world.seed})
+    return CalibrationData(photos, world.size, {"world": world.name, "seed": world.seed}, world=world)
 
 
 def _of_folder(folder: Path, samples: int, size: tuple[int, int]) -> CalibrationData:
@@ -120,7 +122,7 @@ def _checked(data: CalibrationData, folder: Path) -> CalibrationData:
         warnings.append(f"Ranges come from {_count(len(data.photos))}; what others show may be cut off.")
     if plain:
         warnings.append(f"{_count(len(plain))} of one colour: {', '.join(plain[:5])}.")
-    return CalibrationData(data.photos, data.size, {**data.origin, "samples": len(data.photos)}, tuple(warnings))
+    return replace(data, origin={**data.origin, "samples": len(data.photos)}, warnings=tuple(warnings))
 
 
 def _count(photographs: int) -> str:

@@ -33,10 +33,14 @@ class Reference:
     """Frames of the fp32 variant's scenes of some photographs, to compare others with.
 
     A scene is drawn along a path of its photograph, of as many seconds as the bundle foresees.
+
+    Attributes:
+        photos: of which.
+        frames: `FRAMES` of each.
     """
 
     def __init__(self, bundle: Bundle, photos: Sequence[CalibrationPhoto], size: tuple[int, int]) -> None:
-        self._photos, self._size = photos, size
+        self.photos, self._size = photos, size
         scenes = self._scenes(bundle, "fp32")
         self._paths = [_path(scene, PATHS[i % len(PATHS)], bundle) for i, scene in enumerate(scenes)]
         self.frames = [frame for scene, path in zip(scenes, self._paths) for frame in _frames(scene, path)]
@@ -55,7 +59,7 @@ class Reference:
         with system(bundle.system)(bundle, OnnxRuntimeBackend(), precision) as pipeline:
             return [
                 pipeline.generate(photo.image, intrinsics=photo.intrinsics, temperature=0.0, size=self._size)
-                for photo in self._photos
+                for photo in self.photos
             ]
 
 

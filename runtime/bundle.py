@@ -3,16 +3,18 @@
 A bundle is a folder `NAME.e4d`. `bundle.json` (UTF-8, at most 1 MiB, no duplicate keys, no NaN) describes it:
     format      1. A reader refuses every other number.
     system      the chain of stages that runs it, such as "pixel_to_4d"; `config` is that system's object.
-    precisions  the variants that every stage has, such as ["fp32", "fp16"].
+    precisions  the variants that every stage has, such as ["fp32", "fp16", "int8"].
     stages      each {name, axes, inputs, outputs, graphs}. A tensor is {name, dtype, shape}; a dimension is a number,
                 an axis ("H"), or a product of axes over a number ("2*H*W", "H/16"). An axis is {min, opt, max,
                 multiple_of}. A graph, one per precision, is {whole, steps}: `whole` is one ONNX file with edge4d's
                 operators inside; `steps` is the same graph cut at them, each step {onnx, inputs, outputs} or
-                {operator, inputs, outputs, attributes}, run in order.
+                {operator, inputs, outputs, attributes}, run in order. In int8 the two differ: TensorRT's `whole` is
+                int8 and float16, `steps` are int8 and float32, as ONNX Runtime computes on a CPU.
     files       {path: {bytes, sha256}} of every file a graph needs; relative, `/` between parts, inside the folder.
                 An ONNX file may keep tensors in other files that are listed here (ONNX external data): a stage's files
                 share their large weights in `STAGE.weights`. With fp32 and fp16 these are rounded to half, once, and
-                the fp32 graph casts them to float32, in which it computes.
+                the fp32 graph casts them to float32, in which it computes. The int8 graphs round the same weights.
+                With int8, `calibration.json` says how that came to be: see `edge4d.runtime.calibration_file`.
     camera      the default camera: {width, height, intrinsics: [fx, fy, cx, cy] in pixels}.
     licence, provenance   an SPDX expression, and an object that says how the weights came to be.
 """

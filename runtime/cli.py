@@ -390,13 +390,19 @@ def calibrate(
     """Make a bundle's int8 variant, and report what it costs.
 
     Ranges come from running the whole pipeline on photographs. Each layer is tried alone, and scored by the rendered
-    video; those that cost too much stay float. A calibration that is interrupted goes on where it was.
+    video; those that cost too much stay float. A calibration that is interrupted goes on where it was. The report is
+    NAME.calibration.html, beside the bundle.
     """
     from edge4d.calib.calibrate import calibrate as make
     from edge4d.calib.photos import read_photos
+    from edge4d.calib.report import html, truth_of
+    from edge4d.calib.speed import speeds, tensorrt_backend
+    from edge4d.runtime.backends import backend as backend_by_name
     from edge4d.runtime.bundle import Bundle as BundleFolder
+    from edge4d.runtime.profile_files import write_text
 
     found = BundleFolder.load(bundle)
+    gpu = tensorrt_backend()
     with tempfile.TemporaryDirectory(prefix="edge4d-") as temporary:
         folder, size = Path(data), tuple(found.config["size"])
         if data.startswith("world:"):
@@ -411,14 +417,26 @@ def calibrate(
                 method=method,
                 smooth=smooth,
                 keep_above=_decibels(keep_above),
+                tensorrt=gpu,
                 report=progress,
             )
+        with _progress("Measuring what it gives"):
+            times = [
+                speed
+                for backend in (backend_by_name("onnxruntime"), gpu)
+                if backend is not None
+                for speed in speeds(made.bundle, backend, photos.size)
+            ]
+            page = html(made, times, truth_of(made, photos.world))
+    report = output.with_name(f"{output.stem}.calibration.html")
+    write_text(report, page)
     for warning in made.results.warnings:
         _screen.print(f"Warning: {warning}", highlight=False)
     for line in _bundle_lines(str(made.bundle.folder)):
         if line.startswith("int8"):
             _screen.print(line, highlight=False)
     print(output)
+    print(report)
 
 
 def _decibels(text: str) -> float:

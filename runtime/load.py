@@ -18,7 +18,7 @@ def load(
     Args:
         bundle: the folder of a bundle, or the name of one that comes with edge4d.
         backend: "auto" takes the fastest that works on this machine; see `edge4d doctor`.
-        precision: "fp32" or "fp16"; the first that the bundle lists without it.
+        precision: "fp32", "fp16" or "int8"; the first that the bundle lists without it.
 
     Returns:
         An `edge4d.runtime.systems.pixel_to_4d.PixelTo4D`; other systems of bundles will have classes of their own.
