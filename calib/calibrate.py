@@ -9,6 +9,8 @@ photographs → ranges of all tensors           the whole pipeline runs, in fp32
 
 from __future__ import annotations
 
+import hashlib
+import importlib.resources
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -144,6 +146,7 @@ def _dependencies(bundle: Bundle, data: CalibrationData, settings: Settings) -> 
 
     return {
         "edge4d": edge4d.__version__,
+        "calib": _own_code(),
         "onnxruntime": version("onnxruntime"),
         "numpy": np.__version__,
         "files": {path: bundle.files[path].sha256 for path in _kept_files(bundle)},
@@ -152,6 +155,12 @@ def _dependencies(bundle: Bundle, data: CalibrationData, settings: Settings) -> 
         "method": settings.method,
         "smooth": settings.smooth,
     }
+
+
+def _own_code() -> str:
+    """SHA-256 of this package: what it measured before it was changed is no longer what it would measure."""
+    modules = sorted(Path(str(importlib.resources.files("edge4d.calib"))).glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in modules)).hexdigest()
 
 
 class _Steps:

@@ -24,8 +24,8 @@ class Layer(NamedTuple):
     Attributes:
         name: of its node, the same one in all of a stage's graphs.
         kind: "Conv", "MatMul" or "Gemm".
-        input, weight, output: names of tensors in the fp32 graph. The output is behind the Relu, where only that
-            reads what the layer gives.
+        input, weight, bias, output: names of tensors in the fp32 graph; "" for no bias. The output is behind the Relu,
+            where only that reads what the layer gives.
         channel_axis: of the weights, where each of the output's channels has a scale of its own.
         weights: how many it has.
     """
@@ -34,6 +34,7 @@ class Layer(NamedTuple):
     kind: str
     input: str
     weight: str
+    bias: str
     output: str
     channel_axis: int
     weights: int
@@ -75,6 +76,7 @@ class Wiring:
             kind=node.op_type,
             input=node.input[0],
             weight=node.input[1],
+            bias=node.input[2] if len(node.input) > 2 else "",
             output=self._behind_relu(node.output[0]),
             channel_axis=0 if node.op_type == "Conv" else 1,
             weights=math.prod(dims),

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge4d.calib.layers import Layer, Wiring
-from edge4d.calib.quantize import Scales, Smoothing, Weights, cpu_graph, engine_graph, scale_of
+from edge4d.calib.quantize import LayerWeights, Scales, Smoothing, Weights, cpu_graph, engine_graph, scale_of
 from edge4d.calib.ranges import Seen, Watched
 from edge4d.calib.smooth import smoothed_largest, smoothing
 from edge4d.runtime.bundle import Bundle, FileEntry, Graph, SessionStep, Stage, Step
@@ -103,14 +103,21 @@ def _layers_in_half(model: Any) -> set[str]:
     return {node.name for node in model.graph.node if len(node.input) > 1 and node.input[1] in half}
 
 
-def _weights(path: Path, wiring: Wiring, layers: Iterable[Layer]) -> dict[str, NDArray[np.float32]]:
+def _weights(path: Path, wiring: Wiring, layers: Iterable[Layer]) -> dict[str, LayerWeights]:
     import onnx
 
     constants = {tensor.name: tensor for tensor in onnx.load(path).graph.initializer}
-    return {
-        layer.name: onnx.numpy_helper.to_array(constants[wiring.stored_weight(layer.weight)]).astype(np.float32)
-        for layer in layers
-    }
+
+    def array(name: str) -> Optional[NDArray[np.float32]]:
+        stored = constants.get(wiring.stored_weight(name))
+        return None if stored is None else onnx.numpy_helper.to_array(stored).astype(np.float32)
+
+    found = {}
+    for layer in layers:
+        weight = array(layer.weight)
+        assert weight is not None
+        found[layer.name] = LayerWeights(weight, array(layer.bias))
+    return found
 
 
 # ---- with ranges -----------------------------------------------------------------------------------------------------
@@ -149,7 +156,7 @@ def calibrated(floating: Floating, seen: Seen, smooth: Optional[float]) -> Calib
     factors: dict[str, NDArray[np.float32]] = {}
     for layer in floating.layers:
         if smooth is not None and layer.kind != "Conv" and layer not in dead:
-            factors[layer.name] = smoothing(seen.channels[layer.input], floating.weights[layer.name], smooth)
+            factors[layer.name] = smoothing(seen.channels[layer.input], floating.weights[layer.name].weight, smooth)
             scales[layer.name] = scale_of(smoothed_largest(seen.channels[layer.input], factors[layer.name]))
     # What is zero in all photographs stays zero with any scale; 1 is one that can be divided by.
     return Calibrated(floating, {name: scale or 1.0 for name, scale in scales.items()}, factors, dead)

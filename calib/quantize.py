@@ -5,16 +5,17 @@ One calibration makes two graphs with the same ranges, symmetric, per tensor for
         each pair stands between casts. What a convolution gives is rounded where the next one takes it, or not at all.
     for ONNX Runtime on the CPU, the fp32 graph. Its activations are uint8: around 128, or from 0 behind a Relu, with
         twice as many steps. x86 multiplies unsigned by signed, and ONNX Runtime drops a Relu whose range begins at 0;
-        with int8 it runs slower than float. What convolutions give is rounded too: it sees no int8 in them otherwise.
+        with int8 it runs slower than float. What convolutions give is rounded too, and their biases are int32: releases
+        before 1.21 see no int8 in them otherwise.
 
 Weights stay the floats that the other graphs of the stage share, behind pairs of their own: TensorRT wants them so, and
-a bundle grows by the graphs alone. Biases stay float: TensorRT knows no int32 ones.
+a bundle grows by the graphs alone. TensorRT knows no int32 biases: there they stay float.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,19 @@ from numpy.typing import NDArray
 from edge4d.calib.layers import Layer, Wiring
 
 Scales = Mapping[str, float]  # of a stage's tensors, by their names in the fp32 graph
-Weights = Mapping[str, NDArray[np.float32]]  # of a stage's layers, by the layers' names
 Smoothing = Mapping[str, NDArray[np.float32]]  # per input channel of a layer, by its name; see `edge4d.calib.smooth`
 
 _STEPS = 127  # of int8 on either side of zero
+
+
+class LayerWeights(NamedTuple):
+    """The constants of a layer: its weights, and a bias [channels] where it has one."""
+
+    weight: NDArray[np.float32]
+    bias: Optional[NDArray[np.float32]] = None
+
+
+Weights = Mapping[str, LayerWeights]  # of a stage's layers, by the layers' names
 
 
 def scale_of(largest: float) -> float:
@@ -50,10 +60,12 @@ def cpu_graph(model: Any, layers: Iterable[Layer], scales: Scales, weights: Weig
     tensors = wiring.tensors(layer for layer in chosen.values() if layer.name not in smoothing)
     graph = _Copy(model)
 
+    def scale(name: str) -> Any:
+        steps = 255 if wiring.is_never_negative(name) else _STEPS
+        return np.float32(scales[name] * (_STEPS / steps))
+
     def pair(name: str) -> str:
-        if wiring.is_never_negative(name):
-            return graph.pair(name, np.float32(scales[name] * _STEPS / 255), np.uint8(0))
-        return graph.pair(name, np.float32(scales[name]), np.uint8(128))
+        return graph.pair(name, scale(name), np.uint8(0 if wiring.is_never_negative(name) else 128))
 
     read = {name: pair(name) for name in sorted(tensors & wiring.inputs)}
     for node in wiring.nodes:
@@ -64,7 +76,10 @@ def cpu_graph(model: Any, layers: Iterable[Layer], scales: Scales, weights: Weig
             smooth = smoothing.get(layer.name)
             if smooth is not None:
                 copy.input[0] = graph.smoothed(layer, smooth, np.float32(scales[layer.name]), np.uint8(128))
-            copy.input[1] = graph.weight_pair(layer, layer.weight, weights[layer.name], smooth)
+            weight, bias = weights[layer.name]
+            copy.input[1] = graph.weight_pair(layer, layer.weight, weight, smooth)
+            if layer.kind == "Conv" and bias is not None:
+                copy.input[2] = graph.bias(layer, bias, scale(layer.input) * weight_scales(weight, 0), copy.input[2])
         graph.add(copy)
         read.update({name: pair(name) for name in node.output if name in tensors})
     return graph.model()
@@ -92,7 +107,7 @@ def engine_graph(model: Any, layers: Iterable[Layer], scales: Scales, weights: W
             else:
                 taken = layer._replace(input=node.input[0])
                 copy.input[0] = graph.smoothed(taken, smooth, np.float32(scales[layer.name]), np.int8(0))
-            copy.input[1] = graph.weight_pair(layer, node.input[1], weights[layer.name], smooth)
+            copy.input[1] = graph.weight_pair(layer, node.input[1], weights[layer.name].weight, smooth)
         elif node.name in residuals:
             added = residuals[node.name]
             copy.input[:] = [read.get(name, name) if name == added else name for name in node.input]
@@ -134,6 +149,21 @@ class _Copy:
         zeros = np.zeros(scales.shape, np.int8)
         return self._rounded(value, f"{layer.name}.weight", scales, zeros, layer.channel_axis)
 
+    def bias(self, layer: Layer, bias: NDArray[np.float32], scales: NDArray[np.float32], name: str) -> str:
+        """A convolution's bias in the steps of its sums, as int32; as it is, where they are too many."""
+        from onnx import helper
+
+        steps = np.rint(bias / scales)
+        if not (np.abs(steps) < 2**31).all():
+            return name
+        inputs = [
+            self._constant(f"{layer.name}.bias.int32", steps.astype(np.int32)),
+            self._constant(f"{layer.name}.bias.scale", scales),
+        ]
+        result = f"{layer.name}.bias.rounded"
+        self.add(helper.make_node("DequantizeLinear", inputs, [result], name=f"DequantizeLinear/{result}", axis=0))
+        return result
+
     def smoothed(self, layer: Layer, smooth: NDArray[np.float32], scale: np.float32, zero: Any) -> str:
         """What a layer takes, each channel divided by its share of what its weights are multiplied by."""
         value = self._cast(layer.input, f"{layer.name}.float", "FLOAT") if self._half else layer.input
@@ -172,9 +202,13 @@ class _Copy:
         return name
 
     def model(self) -> Any:
+        read = {name for node in self._nodes for name in node.input} | {
+            value.name for value in self._model.graph.output
+        }
+        kept = [tensor for tensor in self._model.graph.initializer if tensor.name in read]
         result = type(self._model)()
         result.CopyFrom(self._model)
-        del result.graph.node[:]
+        del result.graph.node[:], result.graph.initializer[:]
         result.graph.node.extend(self._nodes)
-        result.graph.initializer.extend(self._constants)
+        result.graph.initializer.extend([*kept, *self._constants])
         return result

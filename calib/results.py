@@ -106,7 +106,9 @@ def work_of(stages: Mapping[str, Calibrated], ranges: Mapping[str, Mapping[str, 
         for part in stage.floating.parts:
             for layer in part.layers:
                 tensor = part.wiring.source(layer.output if layer.kind == "Conv" else layer.input)
-                channels = stage.floating.weights[layer.name].shape[0]  # of the output, or those that a product takes
+                channels = stage.floating.weights[layer.name].weight.shape[
+                    0
+                ]  # of the output, or those that a product takes
                 work[layer_id(name, layer)] = float(sum(ranges[name][tensor].histogram)) * layer.weights / channels
     return work
 

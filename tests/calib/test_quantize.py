@@ -11,7 +11,7 @@ onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 
 from edge4d.calib.layers import Wiring  # noqa: E402
-from edge4d.calib.quantize import cpu_graph, engine_graph, scale_of, weight_scales  # noqa: E402
+from edge4d.calib.quantize import LayerWeights, cpu_graph, engine_graph, scale_of, weight_scales  # noqa: E402
 
 
 def two_convolutions(half: bool = False):
@@ -82,8 +82,8 @@ def layer():
 
 @pytest.fixture(scope="module")
 def weights(layer):
-    (tensor,) = (tensor for tensor in two_convolutions().graph.initializer if tensor.name == layer.weight)
-    return {layer.name: onnx.numpy_helper.to_array(tensor)}
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in two_convolutions().graph.initializer}
+    return {layer.name: LayerWeights(tensors["w1"], tensors["b1"])}
 
 
 SCALES = {"x": scale_of(3.0), "u": scale_of(12.0)}
@@ -157,7 +157,7 @@ def test_scales_are_those_of_quantize_static(picture, layer, weights, tmp_path):
     ours = scale_of(collector.seen().ranges["x"].largest)
     assert ours == pytest.approx(float(onnx.numpy_helper.to_array(theirs["x_scale"])), rel=1e-6)
     np.testing.assert_allclose(
-        weight_scales(weights[layer.name], 0), onnx.numpy_helper.to_array(theirs["w1_scale"]).ravel(), rtol=1e-6
+        weight_scales(weights[layer.name].weight, 0), onnx.numpy_helper.to_array(theirs["w1_scale"]).ravel(), rtol=1e-6
     )
 
 
