@@ -26,7 +26,7 @@ from edge4d.calib import score
 from edge4d.calib.ledger import Ledger
 from edge4d.calib.mixes import ENGINE, Floating, Mixes, calibrated, read_stages
 from edge4d.calib.photos import CalibrationData, content_of
-from edge4d.calib.ranges import Range, Seen, check_method, observe
+from edge4d.calib.ranges import Range, Seen, check_method, making_scenes, observe
 from edge4d.calib.results import Results, Settings, layer_results, work_of
 from edge4d.calib.score import Reference
 from edge4d.calib.sensitivity import Choice, Trials, choose
@@ -210,7 +210,8 @@ def _seen(
     watched = {name: stage.watched() for name, stage in floating.items()}
 
     def measure() -> dict[str, Any]:
-        found = observe(bundle, watched, data.photos, data.size, folder, method=settings.method, progress=steps.advance)
+        run = making_scenes(bundle, data, steps.advance)
+        found = observe(watched, run, folder, method=settings.method)
         return {name: stage.as_json() for name, stage in found.items()}
 
     return {name: Seen.from_json(node) for name, node in ledger.get("ranges", measure).items()}

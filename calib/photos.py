@@ -27,16 +27,26 @@ class CalibrationPhoto:
         name: of its file, or of the sequence that it begins.
         image: [H,W,3] uint8.
         intrinsics: fx, fy, cx, cy in pixels of the image.
+        depth, instances: [H,W], for networks that do not see them by themselves.
     """
 
     name: str
     image: NDArray[np.uint8]
     intrinsics: tuple[float, float, float, float]
+    depth: Optional[NDArray[np.float32]] = None
+    instances: Optional[NDArray[np.int32]] = None
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What a pipeline's `generate` is told besides the image."""
+        maps = {"depth": self.depth, "instances": self.instances}
+        return {"intrinsics": self.intrinsics, **{name: array for name, array in maps.items() if array is not None}}
 
     def digest(self) -> str:
         """SHA-256 of what a network sees."""
-        content = repr((self.image.shape, self.intrinsics)).encode() + self.image.tobytes()
-        return hashlib.sha256(content).hexdigest()
+        content = repr((self.image.shape, self.intrinsics)).encode()
+        arrays = (array.tobytes() for array in (self.image, self.depth, self.instances) if array is not None)
+        return hashlib.sha256(content + b"".join(arrays)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -56,12 +66,13 @@ class CalibrationData:
     world: Optional[World] = None
 
 
-def read_photos(folder: Path, samples: int, size: tuple[int, int]) -> CalibrationData:
+def read_photos(folder: Path, samples: int, size: tuple[int, int], *, with_maps: bool = False) -> CalibrationData:
     """At most `samples` photographs of a folder, evenly chosen in the order of their names.
 
     Args:
         folder: what `edge4d world` wrote, or pictures.
         size: (width, height) to which pictures are cropped and resized; a world has its own.
+        with_maps: depth and instances too, for bundles that do not see them; only a world has these.
 
     Raises:
         InvalidCalibration: there is no photograph, or all of them are of one colour.
@@ -70,18 +81,31 @@ def read_photos(folder: Path, samples: int, size: tuple[int, int]) -> Calibratio
     if samples < 1:
         raise InvalidCalibration("Calibration needs photographs.", note=f"{samples} were asked for.")
     if (folder / "world.json").is_file():
-        data = _of_world(World.load(folder), samples)
+        data = _of_world(World.load(folder), samples, with_maps)
+    elif with_maps:
+        raise InvalidCalibration(
+            "The bundle cannot see depth and instances by itself.",
+            note=f"'{folder}' has photographs without them.",
+            hint="Calibrate on a world: --data world:street.",
+        )
     else:
         data = _of_folder(folder, samples, size)
     return _checked(data, folder)
 
 
-def _of_world(world: World, samples: int) -> CalibrationData:
-    sequences = (world.sequence(name) for name in _chosen(world.sequences, samples))
-    photos = tuple(
-        CalibrationPhoto(sequence.name, sequence.photo, sequence.cameras[0].intrinsics) for sequence in sequences
-    )
-    return CalibrationData(photos, world.size, {"world": world.name, "seed": world.seed}, world=world)
+def _of_world(world: World, samples: int, with_maps: bool) -> CalibrationData:
+    photos = []
+    for name in _chosen(world.sequences, samples):
+        sequence = world.sequence(name)
+        photo = CalibrationPhoto(name, sequence.photo, sequence.cameras[0].intrinsics)
+        photos.append(_with_maps(photo, world) if with_maps else photo)
+    return CalibrationData(tuple(photos), world.size, {"world": world.name, "seed": world.seed}, world=world)
+
+
+def _with_maps(photo: CalibrationPhoto, world: World) -> CalibrationPhoto:
+    folder = world.folder / photo.name
+    seen = read_photo(photo.image, world.size, depth=folder / "depth.npy", instances=folder / "instances.png")
+    return replace(photo, depth=seen.depth, instances=seen.instances)
 
 
 def _of_folder(folder: Path, samples: int, size: tuple[int, int]) -> CalibrationData:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from edge4d.calib.photos import CalibrationPhoto
+from edge4d.calib.photos import CalibrationData
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from edge4d.runtime.bundle import Bundle, Graph, SessionStep, Stage, TensorSpec
 from edge4d.runtime.engine import Engine
@@ -82,38 +82,48 @@ class Seen:
 
 
 def observe(
-    bundle: Bundle,
-    watched: Mapping[str, Watched],
-    photos: Iterable[CalibrationPhoto],
-    size: tuple[int, int],
-    folder: Path,
-    *,
-    method: str,
-    progress: Callable[[], None] = lambda: None,
+    watched: Mapping[str, Watched], run: Callable[[WatchingBackend], None], folder: Path, *, method: str
 ) -> dict[str, Seen]:
-    """What the stages' tensors hold while scenes are made of `photos` in fp32, each with another motion: noise of zero
-    has no range.
+    """What the stages' tensors hold while they run.
 
     Args:
         watched: by stage.
+        run: runs engines of the backend that it is given, in "fp32".
         folder: where the bundle's weights lie, for graphs that are written there and removed.
-        progress: called after every photograph.
 
     Raises:
         InvalidCalibration: a tensor holds NaN or infinity.
-        InvalidRequest: there is no such method, or the network cannot see pictures of this size.
+        InvalidRequest: there is no such method.
     """
     check_method(method)
-    backend = _WatchingBackend(watched, folder, method)
+    backend = WatchingBackend(watched, folder, method)
     try:
-        with system(bundle.system)(bundle, backend, "fp32") as pipeline:
-            for seed, photo in enumerate(photos):
-                backend.photo = photo.name
-                pipeline.generate(photo.image, intrinsics=photo.intrinsics, seed=seed, size=size)
-                progress()
+        run(backend)
         return {stage: collector.seen() for stage, collector in backend.collectors.items()}
     finally:
         backend.remove_graphs()
+
+
+def making_scenes(
+    bundle: Bundle, data: CalibrationData, progress: Callable[[], None] = lambda: None
+) -> Callable[[WatchingBackend], None]:
+    """What runs the whole pipeline on photographs, each with another motion: noise of zero has no range.
+
+    Args:
+        progress: called after every photograph.
+
+    Raises:
+        InvalidRequest: the network cannot see pictures of this size.
+    """
+
+    def run(backend: WatchingBackend) -> None:
+        with system(bundle.system)(bundle, backend, "fp32") as pipeline:
+            for seed, photo in enumerate(data.photos):
+                backend.data = photo.name
+                pipeline.generate(photo.image, seed=seed, size=data.size, **photo.known)
+                progress()
+
+    return run
 
 
 def check_method(method: str) -> None:
@@ -165,18 +175,18 @@ def _range(collected: tuple[Any, ...], chosen: Optional[tuple[Any, ...]]) -> Ran
 # ---- the pipeline, watched -------------------------------------------------------------------------------------------
 
 
-class _WatchingBackend:
+class WatchingBackend:
     """ONNX Runtime on the CPU, whose engines show what is inside them to collectors.
 
     Attributes:
-        photo: the one that runs, for messages.
+        data: the name of what they run on, for messages.
         collectors: by stage.
     """
 
     name = "onnxruntime"
 
     def __init__(self, watched: Mapping[str, Watched], folder: Path, method: str) -> None:
-        self.photo = ""
+        self.data = ""
         self.collectors = {stage: Collector(method, what.channels) for stage, what in watched.items()}
         self._watched, self._folder = watched, folder
         self._backend = OnnxRuntimeBackend()
@@ -225,7 +235,7 @@ class _WatchingBackend:
 class _WatchedEngine:
     """An engine that gives its collector what it computes on the way."""
 
-    def __init__(self, engine: Engine, stage: Stage, names: Mapping[str, str], backend: _WatchingBackend) -> None:
+    def __init__(self, engine: Engine, stage: Stage, names: Mapping[str, str], backend: WatchingBackend) -> None:
         self._engine, self._stage, self._names, self._backend = engine, stage, names, backend
 
     @property
@@ -250,7 +260,7 @@ class _WatchedEngine:
         if wrong:
             raise InvalidCalibration(
                 f"Tensor '{name}' of stage '{self._stage.name}' has no range.",
-                note=f"On '{self._backend.photo}', {wrong} of its {array.size} values are NaN or infinite.",
+                note=f"On '{self._backend.data}', {wrong} of its {array.size} values are NaN or infinite.",
                 hint="Leave the photograph out, or look at the network: its fp32 graph already gives them.",
             )
 

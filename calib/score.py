@@ -58,8 +58,7 @@ class Reference:
     def _scenes(self, bundle: Bundle, precision: str) -> list[Scene4D]:
         with system(bundle.system)(bundle, OnnxRuntimeBackend(), precision) as pipeline:
             return [
-                pipeline.generate(photo.image, intrinsics=photo.intrinsics, temperature=0.0, size=self._size)
-                for photo in self.photos
+                pipeline.generate(photo.image, temperature=0.0, size=self._size, **photo.known) for photo in self.photos
             ]
 
 

@@ -408,7 +408,7 @@ def calibrate(
         if data.startswith("world:"):
             folder = Path(temporary, "world")
             _write_world(data.partition(":")[2], folder, samples, seed, size, 2, found.config["fps"])
-        photos = read_photos(folder, samples, size)
+        photos = read_photos(folder, samples, size, with_maps="perceive" not in found.stages)
         with _progress("Calibrating") as progress:
             made = make(
                 found,

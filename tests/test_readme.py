@@ -53,7 +53,7 @@ def test_commands_and_their_options_exist(capsys):
 
 
 def test_options_in_the_text_exist(capsys):
-    known = "".join(help_of(command, capsys) for command in ("generate", "render", "evaluate", "world"))
+    known = "".join(help_of(command, capsys) for command in ("generate", "render", "evaluate", "world", "calibrate"))
     for option in re.findall(r"`(--[a-z-]+)", README):
         assert option in known, option
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edge4d.calib.calibrate import Calibration, calibrate
 from edge4d.calib.photos import CalibrationData, CalibrationPhoto
+from edge4d.runtime.bundle import Bundle
 
 GROUPS = 4
 SIZE = (64, 32)
@@ -41,10 +43,23 @@ def bundle_copy(float_bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(float_bundle, tmp_path / "copy.e4d"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def photos():
     """Makes so many photographs for that bundle."""
     return _photos
+
+
+@pytest.fixture(scope="session")
+def int8(float_bundle: Path, tmp_path_factory: pytest.TempPathFactory, photos) -> Calibration:
+    """That bundle, calibrated on them. Not to be written over."""
+    folder = tmp_path_factory.mktemp("calibrated")
+    return calibrate(Bundle.load(float_bundle), photos(), folder / "int8.e4d", cache=folder / "cache")
+
+
+@pytest.fixture
+def cache(int8: Calibration, tmp_path: Path) -> Path:
+    """With the figures of that calibration."""
+    return Path(shutil.copytree(int8.bundle.folder.parent / "cache", tmp_path / "cache"))
 
 
 def _photos(count: int = 3, seed: int = 0) -> CalibrationData:

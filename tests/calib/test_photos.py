@@ -100,6 +100,20 @@ def test_a_world_has_its_own_size_and_cameras(tmp_path):
     assert data.photos[0].intrinsics == (64, 64, 32, 16)
 
 
+def test_maps_for_networks_that_do_not_see_them(tmp_path):
+    world(tmp_path)
+    np.save(tmp_path / "0000-drive" / "depth.npy", np.full((32, 64), 5, np.float32))
+    Image.fromarray(np.full((32, 64), 2, np.uint8)).save(tmp_path / "0000-drive" / "instances.png")
+    plain, mapped = (read_photos(tmp_path, 8, SIZE, with_maps=with_maps) for with_maps in (False, True))
+    assert set(plain.photos[0].known) == {"intrinsics"}
+    known = mapped.photos[0].known
+    assert (known["depth"].shape, known["depth"].max(), known["instances"].max()) == ((32, 64), 5, 2)
+    assert content_of(plain) != content_of(mapped)
+    (tmp_path / "world.json").unlink()
+    with pytest.raises(InvalidCalibration, match=r"cannot see depth and instances[\s\S]*world:street"):
+        read_photos(tmp_path, 8, SIZE, with_maps=True)
+
+
 def test_a_world_with_a_photograph_of_another_size(tmp_path):
     world(tmp_path)
     picture(tmp_path / "0000-drive" / "photo.png", size=(48, 32))

@@ -8,10 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-pytest.importorskip("onnxruntime")
-
 from edge4d.calib.mixes import read_stages
-from edge4d.calib.ranges import METHODS, Collector, Seen, observe
+from edge4d.calib.ranges import METHODS, Collector, Seen, making_scenes, observe
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.errors import InvalidCalibration, InvalidRequest
 
@@ -51,15 +49,8 @@ def test_ranges_of_a_bundle(float_bundle, tmp_path, photos):
     stages = read_stages(bundle)
     calls: list[None] = []
     watched = {name: stage.watched() for name, stage in stages.items()}
-    seen = observe(
-        bundle,
-        watched,
-        data.photos,
-        data.size,
-        folder,
-        method="minmax",
-        progress=lambda: calls.append(None),
-    )
+    run = making_scenes(bundle, data, lambda: calls.append(None))
+    seen = observe(watched, run, folder, method="minmax")
     assert len(calls) == len(data.photos)
     assert sorted(folder.iterdir()) == before  # what was written for it is gone
     image = seen["perceive"].ranges["image"]
@@ -73,9 +64,9 @@ def test_ranges_of_a_bundle(float_bundle, tmp_path, photos):
     assert Seen.from_json(seen["core"].as_json()).ranges == seen["core"].ranges
 
 
-def test_an_unknown_method(float_bundle, tmp_path):
+def test_an_unknown_method(tmp_path):
     with pytest.raises(InvalidRequest, match=r"no calibration method 'best'[\s\S]*minmax, entropy, percentile"):
-        observe(Bundle.load(float_bundle), {}, [], (64, 32), tmp_path, method="best")
+        observe({}, lambda backend: None, tmp_path, method="best")
 
 
 def test_a_layer_that_gives_nan(bundle_copy, photos):
@@ -92,11 +83,11 @@ def test_a_layer_that_gives_nan(bundle_copy, photos):
     watched = {"perceive": stages["perceive"].watched()}
     data = photos(2)
     with pytest.raises(InvalidCalibration, match=r"'relu' of stage 'perceive' has no range[\s\S]*On '0.png', 24576 of"):
-        observe(bundle, watched, data.photos, data.size, bundle_copy, method="minmax")
+        observe(watched, making_scenes(bundle, data), bundle_copy, method="minmax")
 
 
 def test_photographs_of_a_size_that_the_network_cannot_see(float_bundle, tmp_path, photos):
     bundle, data = Bundle.load(float_bundle), photos(1)
-    wrong = [replace(photo, image=photo.image[:, :50]) for photo in data.photos]
+    wrong = replace(data, size=(50, 32))
     with pytest.raises(InvalidRequest, match=r"cannot see pictures of this size[\s\S]*50x32"):
-        observe(bundle, {}, wrong, (50, 32), tmp_path, method="minmax")
+        observe({}, making_scenes(bundle, wrong), tmp_path, method="minmax")

@@ -10,13 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("onnxruntime")
-
-from edge4d.calib.calibrate import calibrate
 from edge4d.calib.report import html, truth_of
 from edge4d.calib.speed import StageSpeed
 from edge4d.runtime import cli
-from edge4d.runtime.bundle import Bundle
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 VOID = {"meta", "wbr", "br", "img", "polygon", "line"}
@@ -47,11 +43,6 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if not self.open or self.open[-1] != "style":
             self.seen += f" {data}"
-
-
-@pytest.fixture
-def int8(float_bundle, tmp_path, photos):
-    return calibrate(Bundle.load(float_bundle), photos(), tmp_path / "int8.e4d", cache=tmp_path / "cache")
 
 
 SPEEDS = [

@@ -6,11 +6,9 @@ import shutil
 
 import pytest
 
-pytest.importorskip("onnxruntime")
-
 from edge4d.calib.calibrate import calibrate
 from edge4d.calib.mixes import Mixes, calibrated, read_stages
-from edge4d.calib.ranges import observe
+from edge4d.calib.ranges import making_scenes, observe
 from edge4d.calib.speed import not_slower, speeds
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from edge4d.runtime.bundle import Bundle
@@ -26,7 +24,7 @@ def mixes(float_bundle, tmp_path, photos):
     folder = shutil.copytree(float_bundle, tmp_path / "work")
     stages = read_stages(bundle)
     watched = {name: stage.watched() for name, stage in stages.items()}
-    seen = observe(bundle, watched, data.photos, data.size, folder, method="minmax")
+    seen = observe(watched, making_scenes(bundle, data), folder, method="minmax")
     return Mixes(bundle, {name: calibrated(stage, seen[name], None) for name, stage in stages.items()}, folder)
 
 
