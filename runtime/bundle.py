@@ -213,6 +213,17 @@ class Stage:
             )
         return self.graphs[precision]
 
+    def input(self, name: str) -> TensorSpec:
+        """Raises InvalidBundle where the stage takes no tensor of this name."""
+        for tensor in self.inputs:
+            if tensor.name == name:
+                return tensor
+        raise InvalidBundle(
+            f"Stage '{self.name}' takes no tensor '{name}'.",
+            note=f"It takes {', '.join(tensor.name for tensor in self.inputs)}.",
+            hint="Export the bundle again.",
+        )
+
 
 @dataclass(frozen=True)
 class Bundle:

@@ -46,6 +46,18 @@ class InvalidPicture(Edge4DError):
     """A photograph, depth map or instance map cannot be used."""
 
 
+class InvalidVideo(Edge4DError):
+    """A video, a folder of frames, or the masks that belong to one cannot be used."""
+
+
+class NoSubject(Edge4DError):
+    """A frame shows nothing that could be cut out."""
+
+
+class InvalidMesh(Edge4DError):
+    """A mesh, or the sequence of its shapes, cannot be used."""
+
+
 class InvalidBundle(Edge4DError):
     """A bundle's description or files are missing, altered, too new or escape their folder."""
 
@@ -68,6 +80,10 @@ class InvalidRequest(Edge4DError):
 
 class PrecisionNotInBundle(Edge4DError):
     """The bundle has no graph of the precision that was asked for."""
+
+
+class StageNotInBundle(Edge4DError):
+    """The bundle has no network for a part of the work that was asked for."""
 
 
 class BackendUnavailable(Edge4DError):

@@ -173,6 +173,16 @@ def read_rgb8(path: PathLike) -> NDArray[np.uint8]:
         return np.asarray(picture.convert("RGB"))
 
 
+def read_rgba8(path: PathLike) -> NDArray[np.uint8]:
+    """A picture upright, [H,W,3] uint8, or [H,W,4] where parts of it may be transparent. Raises InvalidPicture."""
+    with _open(path) as picture, _pillow_errors(str(path)):
+        upright = _upright(picture)
+        if upright.mode.startswith(("I", "F")):
+            grey = np.clip(np.asarray(_grey16(upright)) / 257.0, 0.0, 255.0).round().astype(np.uint8)
+            return np.repeat(grey[:, :, None], 3, axis=2)
+        return np.asarray(_rgb_or_rgba(upright))
+
+
 def _decode(picture: Picture, crop: Crop, size: tuple[int, int], background: Sequence[float]) -> NDArray[np.float32]:
     """[H,W,3] float32 in 0..1: decoded no larger than needed, upright, resized, flattened onto the background."""
     name = str(getattr(picture, "filename", "") or "the picture")

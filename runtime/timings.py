@@ -32,7 +32,7 @@ def tensor_size(shape: tuple[int, ...], dtype: object) -> str:
 
 
 class Timings:
-    """The stages of one run, in order.
+    """The stages of one run, in order. One that runs several times is there once, with all of its seconds.
 
     Example:
         with timings.stage("perceive") as stage:
@@ -44,8 +44,9 @@ class Timings:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageTime]:
-        stage = StageTime(name)
+        stage = next((stage for stage in self.stages if stage.name == name), None) or StageTime(name)
         start = time.perf_counter()
         yield stage
-        stage.seconds = time.perf_counter() - start
-        self.stages.append(stage)
+        stage.seconds += time.perf_counter() - start
+        if stage not in self.stages:
+            self.stages.append(stage)

@@ -7,7 +7,10 @@ from typing import Any
 
 from edge4d.runtime.errors import InvalidBundle
 
-SYSTEMS = {"pixel_to_4d": ("edge4d.runtime.systems.pixel_to_4d", "PixelTo4D")}
+SYSTEMS = {
+    "gvf_diffusion": ("edge4d.runtime.systems.gvf_diffusion", "GvfDiffusion"),
+    "pixel_to_4d": ("edge4d.runtime.systems.pixel_to_4d", "PixelTo4D"),
+}
 
 
 def system(name: str) -> Any:

@@ -9,45 +9,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge4d.runtime.backends import Backend
-from edge4d.runtime.bundle import Bundle, Stage
-from edge4d.runtime.engine import Engine
+from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.errors import InvalidPicture, InvalidRequest
 from edge4d.runtime.motion import Poly
 from edge4d.runtime.photo import Photo, read_photo
 from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.systems.pipeline import Pipeline, Tensors
 from edge4d.runtime.timings import Timings
 
 if TYPE_CHECKING:
     from edge4d.runtime.systems.pixel_to_4d_live import LivePixelTo4D
 
 PathLike = Union[str, "os.PathLike[str]"]
-Tensors = dict[str, NDArray[Any]]
 
 MIN_OPACITY = 1.0 / 255.0  # below it no pixel changes: the rasterizer culls there
 
 
-class PixelTo4D:
-    """A bundle of this system, ready to generate. Engines are made when first needed and kept until `close`.
+class PixelTo4D(Pipeline):
+    """A bundle of this system, ready to generate. Its attributes are those of every `Pipeline`."""
 
-    Attributes:
-        bundle: what runs.
-        precision: which of its variants.
-        timings: the stages of the last `generate`.
-        camera_source: in words, where the focal length of the last photograph came from.
-    """
+    trajectory = "drive"
 
     def __init__(self, bundle: Bundle, backend: Backend, precision: str) -> None:
-        self.bundle, self.backend, self.precision = bundle, backend, precision
-        self.timings = Timings()
-        self.camera_source = ""
-        self._engines: dict[str, Engine] = {}
+        super().__init__(bundle, backend, precision)
         bundle.stage("core").graph(precision)  # a precision that is not there is said at once
 
     def generate(
@@ -120,20 +110,6 @@ class PixelTo4D:
 
         return LivePixelTo4D(self, self._checked_size(size), predict=predict, stream=stream)
 
-    def close(self) -> None:
-        """Frees the engines."""
-        for engine in self._engines.values():
-            engine.close()
-        self._engines.clear()
-
-    def __enter__(self) -> PixelTo4D:
-        return self
-
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
-    ) -> None:
-        self.close()
-
     # --- the chain ----------------------------------------------------------------------------------------------------
 
     def network_inputs(self, seen: Photo) -> Tensors:
@@ -182,17 +158,6 @@ class PixelTo4D:
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, inputs: Tensors) -> Tensors:
-        """One stage, timed, given those of `inputs` that it takes; making its engine is timed apart."""
-        if name not in self._engines:
-            with self.timings.stage(f"load {name}"):
-                self._engines[name] = self.backend.engine(self.bundle, name, self.precision)
-        engine = self._engines[name]
-        with self.timings.stage(name) as stage:
-            outputs = engine.run({tensor.name: inputs[tensor.name] for tensor in engine.inputs})
-            stage.record(outputs)
-        return outputs
-
     def noise(self, size: tuple[int, int], seed: Optional[int], temperature: Optional[float]) -> NDArray[np.float32]:
         """temperature · N(0, 1) in the shape that the core takes, for photographs of this (width, height).
 
@@ -205,8 +170,7 @@ class PixelTo4D:
             raise InvalidRequest("The temperature cannot be used.", note=f"It is {temperature}, from 0 to 10.")
         if seed is not None and not 0 <= seed < 2**63:
             raise InvalidRequest("The seed cannot be used.", note=f"It is {seed}, a whole number from 0 to 2^63 - 1.")
-        stage = self.bundle.stage("core")
-        shape = _shape(stage, "noise", size)
+        shape = self.bundle.stage("core").input("noise").shape_at({"W": size[0], "H": size[1]})
         noise = np.random.default_rng(seed or 0).standard_normal(shape, np.float32)
         return np.asarray(np.float32(temperature) * noise, np.float32)
 
@@ -251,9 +215,3 @@ class PixelTo4D:
                 hint="Set the ids of what does not move to 0.",
             )
         return np.where(instances > 0, np.searchsorted(ids, instances) + 1, 0).astype(np.int32)
-
-
-def _shape(stage: Stage, name: str, size: tuple[int, int]) -> tuple[int, ...]:
-    """The shape of an input at this (width, height)."""
-    tensor = next(tensor for tensor in stage.inputs if tensor.name == name)
-    return tensor.shape_at({"W": size[0], "H": size[1]})

@@ -1,0 +1,135 @@
+"""Canonical Gaussians as GVFDiffusion changes them: raw values in the object's frame, from assets of any origin.
+
+The object's frame is that of `edge4d.runtime.object_views`: z up, within the cube from -0.5 to 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge4d.runtime.errors import InvalidRequest, InvalidScene
+from edge4d.runtime.gaussians import Float32Array, Gaussians, normalized
+from edge4d.runtime.ply import C0
+from edge4d.runtime.rotations import multiply_quats, quat_from_rotation, quats_from_rotvecs, rotations_from_quats
+from edge4d.runtime.variation_field import ACTIVATION, CHANNELS, DELTA
+
+UP = {
+    "z": np.eye(3),
+    "y": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]]),
+    "-y": np.array([[1.0, 0.0, 0.0], [0.0, 0.0, 1.0], [0.0, -1.0, 0.0]]),
+}
+"""By the axis that points up in a file: the rotation [3,3] of its frame to the object's. Cameras have "-y"."""
+
+_BARELY = 1e-6  # raw values of scales and opacities that nothing finite would give
+_FILLS = 0.25  # of the cube's side: what is smaller is in units of its own
+_STRAY = 0.5  # percent of Gaussians at either end that do not count for an object's extent
+
+
+class Placement:
+    """From a file's frame to the object's: x becomes scale · rotation · x + shift.
+
+    An object within the unit cube whose longest side is a quarter of it stays where it is; any other is centred and
+    scaled to fill it.
+
+    Args:
+        points: [N,3] of the object, in the file's frame.
+        up: which of the file's axes points up, one of `UP`.
+
+    Raises:
+        InvalidRequest: there is no such axis.
+        InvalidScene: the object has no extent.
+    """
+
+    def __init__(self, points: NDArray[np.float32], up: str) -> None:
+        if up not in UP:
+            raise InvalidRequest(f"'{up}' does not point up.", hint=f"Use {', '.join(UP)}.")
+        self.rotation = UP[up]
+        low, high = np.percentile(points @ self.rotation.T, (_STRAY, 100.0 - _STRAY), axis=0)
+        extent = float((high - low).max())
+        if not extent > 0.0:
+            raise InvalidScene("The object is a single point.", note=f"It has {len(points)} Gaussians or vertices.")
+        within = max(np.abs(low).max(), np.abs(high).max()) <= 0.5 + 1e-3
+        self.scale = 1.0 if within and extent >= _FILLS else 1.0 / extent
+        self.shift = np.zeros(3) if self.scale == 1.0 else -0.5 * self.scale * (low + high)
+
+    def points(self, points: NDArray[np.float32]) -> Float32Array:
+        """[...,3] in the object's frame."""
+        placed: Float32Array = (self.scale * (points @ self.rotation.T) + self.shift).astype(np.float32)
+        return placed
+
+    def gaussians(self, gaussians: Gaussians) -> Gaussians:
+        """Activated Gaussians in the object's frame, with colours that do not depend on the direction."""
+        return gaussians._replace(
+            means=self.points(gaussians.means),
+            quats=_turned(gaussians.quats, self.rotation),
+            scales=(self.scale * gaussians.scales).astype(np.float32),
+            colors=_constant_harmonics(gaussians.colors),
+        )
+
+
+def _constant_harmonics(colors: Float32Array) -> Float32Array:
+    """[N,1,3] of RGB [N,3] or harmonics [N,K,3]."""
+    constant = colors[:, 0] if colors.ndim == 3 else (colors - np.float32(0.5)) / np.float32(C0)
+    return np.ascontiguousarray(constant[:, None])
+
+
+def raw_from_gaussians(gaussians: Gaussians) -> Gaussians:
+    """What `ACTIVATION` makes these of. Scales below its floor come back as the floor."""
+    quats = normalized(gaussians.quats)
+    quats = np.where(quats[:, :1] < 0.0, -quats, quats)  # changes are added to them, so that their sign matters
+    floor = ACTIVATION.scale_floor
+    softplus = np.sqrt(np.maximum(gaussians.scales.astype(np.float64) ** 2 - floor**2, _BARELY**2))
+    opacities = np.clip(gaussians.opacities.astype(np.float64), _BARELY, 1.0 - _BARELY)
+    return gaussians._replace(
+        quats=(quats - np.array(ACTIVATION.quat_bias)).astype(np.float32),
+        scales=(softplus + np.log(-np.expm1(-softplus)) - ACTIVATION.scale_bias).astype(np.float32),
+        opacities=(np.log(opacities) - np.log1p(-opacities) - ACTIVATION.opacity_bias).astype(np.float32),
+    )
+
+
+def turned(gaussians: Gaussians, degrees: float) -> Gaussians:
+    """Activated Gaussians, turned about the upward axis, anticlockwise as seen from above."""
+    rotation = rotations_from_quats(quats_from_rotvecs([0.0, 0.0, math.radians(degrees)]))
+    return gaussians._replace(
+        means=(gaussians.means @ rotation.T).astype(np.float32), quats=_turned(gaussians.quats, rotation)
+    )
+
+
+def _turned(quats: Float32Array, rotation: NDArray[np.float64]) -> Float32Array:
+    product: Float32Array = multiply_quats(quat_from_rotation(rotation), quats).astype(np.float32)
+    return product
+
+
+# --- as one array -----------------------------------------------------------------------------------------------------
+
+
+def channels_from_raw(raw: Gaussians) -> Float32Array:
+    """Raw values [N,14] in the order of changes, so that a change is added to them."""
+    channels = np.empty((len(raw.means), CHANNELS), np.float32)
+    for name, (start, stop) in DELTA.items():
+        channels[:, start:stop] = getattr(raw, name).reshape(len(channels), -1)
+    return channels
+
+
+def raw_from_channels(channels: Float32Array) -> Gaussians:
+    """The inverse of `channels_from_raw`."""
+    parts = {name: np.ascontiguousarray(channels[:, start:stop]) for name, (start, stop) in DELTA.items()}
+    return Gaussians(
+        means=parts["means"],
+        quats=parts["quats"],
+        scales=parts["scales"],
+        opacities=parts["opacities"][:, 0],
+        colors=parts["colors"][:, None],
+    )
+
+
+def with_unit_quats(channels: Float32Array) -> Float32Array:
+    """The same Gaussians [N,14], their quaternions of length one. None changes its sign, lest motion leaps there."""
+    start, stop = DELTA["quats"]
+    bias = np.array(ACTIVATION.quat_bias, np.float32)
+    unit: Float32Array = channels.copy()
+    unit[:, start:stop] = normalized(channels[:, start:stop] + bias) - bias
+    return unit

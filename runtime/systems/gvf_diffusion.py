@@ -1,0 +1,320 @@
+"""GVFDiffusion: from a video of a subject, and Gaussians of it, to a scene in which they move as the subject does.
+
+video  → frames, cut out → image (or dino) → features
+asset  → canonical Gaussians, turned to where the first frame sees them from
+both   → dit_cond, then dit_step again and again → latents of every frame
+latents, Gaussians → vae_latent, vae_query, vae_attend → changes of every Gaussian in every frame
+       → Scene4D
+
+Clips longer than those of the training go on from segment to segment: the Gaussians of the last frame are the next
+segment's canonical ones. A mesh that moves takes the place of a video: vae_encode makes its latents.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Optional, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge4d.kernels import cpu
+from edge4d.runtime.alignment import best_azimuth
+from edge4d.runtime.backends import Backend
+from edge4d.runtime.bundle import Bundle
+from edge4d.runtime.camera import Camera
+from edge4d.runtime.canonical import (
+    Placement,
+    channels_from_raw,
+    raw_from_channels,
+    raw_from_gaussians,
+    turned,
+    with_unit_quats,
+)
+from edge4d.runtime.clip import Clip, Video, read_clip
+from edge4d.runtime.errors import InvalidRequest, InvalidScene, SamplingDiverged, StageNotInBundle
+from edge4d.runtime.gaussians import Float32Array, Gaussians
+from edge4d.runtime.object_views import object_camera
+from edge4d.runtime.ply import read_ply
+from edge4d.runtime.samplers import CosineSchedule, log_snr_uniform, multistep_plan, sample_adaptive, sample_multistep
+from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.systems.pipeline import Pipeline, Tensors
+from edge4d.runtime.timings import Timings
+from edge4d.runtime.variation_field import ACTIVATION, CHANNELS, motion_from_changes, query_from_gaussians
+
+PathLike = Union[str, "os.PathLike[str]"]
+Float16Array = NDArray[np.float16]
+
+FEATURES = ("image", "dino")
+"""Stages that make features of pictures; a bundle has one of them."""
+
+NEIGHBOURS = 8
+"""Anchors that the change of a Gaussian is interpolated from."""
+
+_EPS2D, _ANTIALIASED = 0.1, True  # how the Gaussians of GVFDiffusion and TRELLIS are drawn
+
+
+class Sampling(NamedTuple):
+    """How latents are sampled.
+
+    Attributes:
+        random: where noise comes from.
+        steps: of the sampler; None lets it choose them.
+    """
+
+    random: np.random.Generator
+    steps: Optional[int]
+
+
+class GvfDiffusion(Pipeline):
+    """A bundle of this system, ready to generate. Its attributes are those of every `Pipeline`."""
+
+    def __init__(self, bundle: Bundle, backend: Backend, precision: str) -> None:
+        super().__init__(bundle, backend, precision)
+        bundle.stage("dit_step").graph(precision)  # a precision that is not there is said at once
+        self._latents = int(bundle.stage("dit_step").input("positions").shape[0])
+        self._static_points = int(bundle.stage("dit_cond").input("static").shape[0])
+        self._frames = bundle.stage("dit_step").axes["T"].opt
+
+    def generate(
+        self,
+        video: Video,
+        *,
+        canonical: Union[PathLike, Scene4D, None] = None,
+        up: str = "z",
+        azimuth: Optional[float] = None,
+        masks: Optional[Video] = None,
+        seconds: Optional[float] = None,
+        anchors: Optional[int] = None,
+        steps: Optional[int] = None,
+        seed: int = 0,
+        fps: Optional[float] = None,
+        size: Optional[tuple[int, int]] = None,
+        background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> Scene4D:
+        """The Gaussians of an asset, moving as the subject of a video does.
+
+        The scene is in the object's frame (`edge4d.runtime.object_views`), turned so that what sees the video's first
+        frame, its camera, is at azimuth 0. t = 0 is that frame. Lengths are known up to a factor.
+
+        Args:
+            video, masks, seconds: see `edge4d.runtime.clip.read_clip`.
+            canonical: the subject as the first frame shows it, from all sides: a .ply, or a scene at t = 0. What
+                depends on the direction in its colours is left out; see `Placement` for its size.
+            up: the axis that points up in it: "z", "y", or "-y".
+            azimuth: degrees, where the first frame sees it from; found by comparing pictures without it.
+            anchors: how many Gaussians' changes are decoded, to be interpolated for the others; all without it.
+            steps: of the sampler, evenly far apart in log SNR; without it, it chooses them by their errors.
+            seed: which of the plausible motions.
+            fps: frames per second of a folder or an array; the bundle's default without it.
+            size: (width, height) of the scene's camera; the bundle's default without it.
+            background: RGB in 0..1 behind the scene.
+
+        Raises:
+            InvalidVideo, NoSubject: the video cannot be used.
+            InvalidPly, InvalidScene: the asset cannot be used.
+            InvalidRequest: another argument cannot be used.
+            StageNotInBundle: the bundle lacks a network for this.
+            SamplingDiverged, EngineFailed: a network could not be run.
+        """
+        self.timings = Timings()
+        sampling = _sampling(seed, steps)
+        _check_anchors(anchors)
+        camera = self._camera(size)
+        features = self._features()
+        with self.timings.stage("read") as stage:
+            pixels = int(self.bundle.stage(features).input("pictures").shape[2])
+            fps = float(self.bundle.config["fps"]) if fps is None else fps
+            clip = read_clip(video, pixels, masks=masks, seconds=seconds, fps=fps)
+            gaussians = self._canonical(canonical, up)
+            stage.record({"pictures": clip.pictures, "means": gaussians.means})
+        gaussians = self._aligned(gaussians, clip, azimuth)
+        raw = raw_from_gaussians(gaussians)
+        changes = self._followed(clip.pictures, raw, sampling, anchors)
+        return Scene4D(
+            **raw._asdict(),
+            groups=np.zeros(len(raw.means), np.int32),
+            camera=camera,
+            activation=ACTIVATION,
+            motion=(motion_from_changes(changes, clip.times),),
+            t1=float(clip.times[-1]),
+            fps=clip.fps,
+            metric=False,
+            background=background,
+            source=self.bundle.name,
+            eps2d=_EPS2D,
+            antialiased=_ANTIALIASED,
+        )
+
+    # --- the chain ----------------------------------------------------------------------------------------------------
+
+    def _canonical(self, asset: Union[PathLike, Scene4D, None], up: str) -> Gaussians:
+        """Activated Gaussians in the object's frame."""
+        if asset is None:
+            raise StageNotInBundle(
+                f"The bundle '{self.bundle.name}' cannot make Gaussians of a picture.",
+                note=f"Its stages are {', '.join(self.bundle.stages)}.",
+                hint="Give Gaussians of the video's first frame: --canonical FILE.ply.",
+            )
+        scene = asset if isinstance(asset, Scene4D) else read_ply(Path(asset))
+        if len(scene) < self._static_points:
+            raise InvalidScene(
+                "The asset has too few Gaussians.",
+                note=f"{len(scene)}; the network sees {self._static_points} of them.",
+                hint="Export it with more, or use a smaller bundle.",
+            )
+        gaussians = scene.evaluate(0.0)
+        return Placement(gaussians.means, up).gaussians(gaussians)
+
+    def _aligned(self, gaussians: Gaussians, clip: Clip, azimuth: Optional[float]) -> Gaussians:
+        """The Gaussians, turned so that the camera of the first frame is at azimuth 0."""
+        self.camera_source = f"given azimuth, {azimuth:g}°" if azimuth is not None else ""
+        if azimuth is None:
+            with self.timings.stage("align"):
+                found = best_azimuth(gaussians, clip.pictures[0], clip.mask)
+            azimuth = found.degrees
+            self.camera_source = f"azimuth {azimuth:g}°, where the asset looks most like the video, {found.psnr:.1f} dB"
+        return turned(gaussians, -azimuth)
+
+    def _followed(
+        self, pictures: NDArray[np.uint8], raw: Gaussians, sampling: Sampling, anchors: Optional[int]
+    ) -> Float16Array:
+        """Changes [T,N,14] of canonical Gaussians that follow pictures [T,S,S,3], segment by segment."""
+        canonical = state = channels_from_raw(raw)
+        changes = np.empty((len(pictures), *canonical.shape), np.float16)
+        for start, stop in segments(len(pictures), self._frames):
+            gaussians = ACTIVATION.apply(raw_from_channels(state))
+            latents = self._sampled(pictures[start:stop], gaussians, sampling)
+            steps = self._decoded(latents, gaussians, anchors)
+            if start > 0:
+                steps -= _fading(len(steps)) * steps[:1]
+            changes[start:stop] = steps + (state - canonical)
+            state = with_unit_quats(state + steps[-1])
+        return changes
+
+    def _sampled(self, pictures: NDArray[np.uint8], gaussians: Gaussians, sampling: Sampling) -> Float32Array:
+        """Latents [T,L,C] of how Gaussians move in pictures."""
+        with self.timings.stage("points"):
+            positions = gaussians.means[cpu.farthest_point_sample(gaussians.means, count=self._latents)]
+            seen = query_from_gaussians(gaussians)[
+                cpu.farthest_point_sample(gaussians.means, count=self._static_points)
+            ]
+        images = self._run(self._features(), {"pictures": _network_pictures(pictures)})["images"]
+        contexts = self._run("dit_cond", {"images": images, "static": seen})
+        engine = self._engine("dit_step")
+
+        def velocity(x: NDArray[Any], t: float) -> NDArray[Any]:
+            inputs = {"x": x, "t": np.array([t], np.float32), "positions": positions, **contexts}
+            return engine.run(inputs)["v"]
+
+        channels = int(self.bundle.stage("dit_step").input("x").shape[2])
+        noise = sampling.random.standard_normal((len(pictures), self._latents, channels), np.float32)
+        with self.timings.stage("sample") as stage:
+            schedule = CosineSchedule()
+            if sampling.steps is None:
+                latents = sample_adaptive(velocity, noise, schedule)
+            else:
+                plan = multistep_plan(schedule, log_snr_uniform(schedule, sampling.steps))
+                latents = sample_multistep(velocity, noise, plan)
+            stage.record({"latents": latents})
+        return latents
+
+    def _decoded(self, latents: Float32Array, gaussians: Gaussians, anchors: Optional[int]) -> Float32Array:
+        """Changes [T,N,14] of Gaussians."""
+        means, query = gaussians.means, query_from_gaussians(gaussians)
+        keys_values = self._run("vae_latent", {"samples": latents})
+        if anchors is None or anchors >= len(means):
+            return self._attended(keys_values, query)
+        with self.timings.stage("points"):
+            chosen = cpu.farthest_point_sample(means, count=anchors)
+        changes = self._attended(keys_values, query[chosen])
+        with self.timings.stage("interpolate"):
+            return cpu.knn_interpolate(means, means[chosen], changes, k=NEIGHBOURS).values
+
+    def _attended(self, keys_values: Tensors, query: Float32Array) -> Float32Array:
+        """Changes [T,n,14] of Gaussians [n,14], so many at once as the networks like."""
+        keys, values = keys_values["keys"], keys_values["values"]
+        changes = np.empty((len(keys), len(query), CHANNELS), np.float32)
+        engines = self._engine("vae_query"), self._engine("vae_attend")
+        together = self.bundle.stage("vae_attend").axes["N"].opt
+        with self.timings.stage("decode") as stage:
+            for start in range(0, len(query), together):
+                part = slice(start, start + together)
+                queries = engines[0].run({"gaussians": query[part]})["queries"]
+                for frame in range(len(keys)):
+                    inputs = {"queries": queries, "keys": keys[frame, None], "values": values[frame, None]}
+                    changes[frame, part] = engines[1].run(inputs)["changes"][0]
+            stage.record({"changes": changes})
+        _check_finite(changes)
+        return changes
+
+    # --- pieces -------------------------------------------------------------------------------------------------------
+
+    def _features(self) -> str:
+        """The stage that makes features of pictures."""
+        found = [name for name in FEATURES if name in self.bundle.stages]
+        if not found:
+            raise StageNotInBundle(
+                f"The bundle '{self.bundle.name}' cannot see pictures.",
+                note=f"Its stages are {', '.join(self.bundle.stages)}; {' or '.join(FEATURES)} is needed.",
+                hint="Use a bundle that was exported with one of them.",
+            )
+        return found[0]
+
+    def _camera(self, size: Optional[tuple[int, int]]) -> Camera:
+        """The camera at azimuth 0; the shorter side of its picture sees what a square picture would."""
+        width, height = size or (self.bundle.camera.width, self.bundle.camera.height)
+        square = object_camera(min(width, height))
+        focal = square.intrinsics[0]
+        whole = Camera.from_intrinsics(width, height, focal, focal, 0.5 * width, 0.5 * height)
+        return whole.with_pose(square.c2w)
+
+
+def segments(count: int, length: int) -> Iterator[tuple[int, int]]:
+    """(start, stop) of the parts of a clip of `count` frames, of at most `length` > 1 each and about as long as others.
+
+    Each begins with the last frame of the one before.
+    """
+    parts = max(1, -(-(count - 1) // (length - 1)))
+    edges = np.linspace(0, count - 1, parts + 1).round().astype(int).tolist()
+    for start, last in zip(edges[:-1], edges[1:]):
+        yield start, last + 1
+
+
+def _fading(count: int) -> Float32Array:
+    """[T,1,1] from 1 to 0: how much of what a network would change at a seam is held back in each frame after it."""
+    return np.linspace(1.0, 0.0, count, dtype=np.float32)[:, None, None]
+
+
+def _network_pictures(pictures: NDArray[np.uint8]) -> Float32Array:
+    """[T,S,S,3] as [T,3,S,S] in 0..1."""
+    planes: Float32Array = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32)
+    planes /= 255.0
+    return planes
+
+
+def _sampling(seed: int, steps: Optional[int]) -> Sampling:
+    if not 0 <= seed < 2**63:
+        raise InvalidRequest("The seed cannot be used.", note=f"It is {seed}, a whole number from 0 to 2^63 - 1.")
+    if steps is not None and not 1 <= steps <= 1000:
+        raise InvalidRequest("The sampler cannot take so many steps.", note=f"{steps}, from 1 to 1000.")
+    return Sampling(np.random.default_rng(seed), steps)
+
+
+def _check_anchors(anchors: Optional[int]) -> None:
+    if anchors is not None and anchors < NEIGHBOURS:
+        raise InvalidRequest(
+            "There are too few anchors.", note=f"{anchors}; changes are interpolated from {NEIGHBOURS} of them."
+        )
+
+
+def _check_finite(changes: Float32Array) -> None:
+    largest = float(np.abs(changes).max())
+    if not largest < float(np.finfo(np.float16).max):
+        raise SamplingDiverged(
+            "The decoder gave changes that are not finite.",
+            note=f"The largest is {largest:g}.",
+            hint="fp16 overflows above 65504: use --precision fp32.",
+        )

@@ -1,0 +1,270 @@
+"""The chain of stages, on networks with random weights (see gvf_bundle.py)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from gvf_bundle import LATENTS, asset, pictures, write_bundle
+
+import edge4d
+from edge4d.kernels import cpu
+from edge4d.runtime.backends import backend
+from edge4d.runtime.canonical import UP, raw_from_gaussians, turned
+from edge4d.runtime.clip import read_clip
+from edge4d.runtime.errors import (
+    InvalidPly,
+    InvalidRequest,
+    InvalidScene,
+    PrecisionNotInBundle,
+    SamplingDiverged,
+    StageNotInBundle,
+)
+from edge4d.runtime.gaussians import Gaussians
+from edge4d.runtime.metrics import psnr
+from edge4d.runtime.object_views import object_camera, object_pose
+from edge4d.runtime.ply import write_ply
+from edge4d.runtime.samplers import CosineSchedule, log_snr_uniform, multistep_plan, sample_multistep
+from edge4d.runtime.systems import system
+from edge4d.runtime.systems.gvf_diffusion import GvfDiffusion, segments
+from edge4d.runtime.variation_field import ACTIVATION, query_from_gaussians
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny.e4d")
+
+
+@pytest.fixture(scope="module")
+def ply(tmp_path_factory):
+    path = tmp_path_factory.mktemp("assets") / "asset.ply"
+    write_ply(path, asset())
+    return path
+
+
+@pytest.fixture(scope="module")
+def pipeline(bundle):
+    with edge4d.load(bundle, backend="onnxruntime") as pipeline:
+        yield pipeline
+
+
+@pytest.fixture(scope="module")
+def video():
+    return pictures(asset(), 40, 6)
+
+
+def test_the_asset_moves_and_is_seen_as_in_the_video(pipeline, ply, video):
+    scene = pipeline.generate(video, canonical=ply, size=(96, 96))
+    assert isinstance(pipeline, GvfDiffusion)
+    assert len(scene) == 500
+    assert (scene.t0, scene.t1, scene.fps, scene.metric) == (0.0, 0.5, 10, False)
+    assert (scene.eps2d, scene.antialiased, scene.background) == (0.1, True, (1.0, 1.0, 1.0))
+    np.testing.assert_array_equal(scene.camera.c2w, object_pose(0.0))
+    assert "°, where the asset looks most like the video" in pipeline.camera_source
+    still = next(iter(edge4d.render(scene.without_motion(), "static", frames=1, backend="onnxruntime"))).image
+    white = np.where(video[0, ..., 3:] > 127, video[0, ..., :3], 255)
+    assert psnr(still / 255, white / 255) > 20  # edges are softer, and the azimuth was found on 32 x 32 pixels
+    assert np.abs(scene.evaluate(0.5).means - scene.evaluate(0.1).means).max() > 1e-3
+
+
+def test_changes_are_what_the_networks_say(pipeline, ply, video):
+    """The whole chain once more, by engines alone, with a plan instead of an adaptive sampler."""
+    scene = pipeline.generate(video, canonical=ply, azimuth=25.0, steps=3, seed=4)
+    gaussians = ACTIVATION.apply(raw_from_gaussians(turned(asset(), -25.0)))
+    query = query_from_gaussians(gaussians)
+    images = read_clip(video, 32).pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    run = {name: pipeline.backend.engine(pipeline.bundle, name, "fp32").run for name in pipeline.bundle.stages}
+    images = run["image"]({"pictures": images})["images"]
+    chosen = {count: cpu.farthest_point_sample(gaussians.means, count=count) for count in (24, 48)}
+    contexts = run["dit_cond"]({"images": images, "static": query[chosen[48]]})
+
+    def velocity(x, t):
+        inputs = {"x": x, "t": np.array([t], np.float32), "positions": gaussians.means[chosen[24]]}
+        return run["dit_step"]({**inputs, **contexts})["v"]
+
+    schedule = CosineSchedule()
+    noise = np.random.default_rng(4).standard_normal((6, LATENTS, 16), np.float32)
+    latents = sample_multistep(velocity, noise, multistep_plan(schedule, log_snr_uniform(schedule, 3)))
+    keys_values = run["vae_latent"]({"samples": latents})
+    queries = run["vae_query"]({"gaussians": query})["queries"]
+    for frame in range(6):
+        part = {name: array[frame, None] for name, array in keys_values.items()}
+        expected = run["vae_attend"]({"queries": queries, **part})["changes"][0]
+        # Half precision of numbers of up to 0.1, and rotations of float32 positions.
+        np.testing.assert_allclose(scene.motion[0].data[frame], expected, atol=1e-4)
+        at = scene.evaluate(frame / 10)
+        np.testing.assert_allclose(at.means, gaussians.means + expected[:, 0:3], atol=1e-4)
+        raw = raw_from_gaussians(turned(asset(), -25.0))
+        np.testing.assert_allclose(at.colors[:, 0], raw.colors[:, 0] + expected[:, 10:13], atol=2e-3)
+        changed = Gaussians(
+            raw.means,
+            raw.quats + expected[:, 6:10],
+            raw.scales + expected[:, 3:6],
+            raw.opacities + expected[:, 13],
+            raw.colors,
+        )
+        np.testing.assert_allclose(at.scales, ACTIVATION.apply(changed).scales, atol=1e-4)
+        np.testing.assert_allclose(at.quats, ACTIVATION.apply(changed).quats, atol=1e-3)
+        np.testing.assert_allclose(at.opacities, ACTIVATION.apply(changed).opacities, atol=1e-3)
+
+
+def test_the_same_video_gives_the_same_scene_and_seeds_differ(pipeline, ply, video):
+    def changes(**options):
+        return pipeline.generate(video, canonical=ply, azimuth=40.0, **options).motion[0].data
+
+    np.testing.assert_array_equal(changes(), changes(seed=0))
+    assert np.abs(changes(seed=1) - changes()).max() > 1e-3
+    # Fixed steps come to nearly the same as those that follow their errors.
+    assert np.abs(changes(steps=30) - changes()).mean() < 0.1 * np.abs(changes()).mean()
+
+
+def test_long_clips_go_on_without_a_jump(pipeline, ply, monkeypatch):
+    """27 frames in segments of 6 and fewer, whose networks all see the object 0.1 to another side at first."""
+    sides = iter(0.1 * np.random.default_rng(0).choice([-1.0, 1.0], (6, 3)))
+    speed, states = np.array([0.02, -0.01, 0.0]), []
+
+    def decoded(latents, gaussians, anchors):
+        states.append(gaussians)
+        changes = np.zeros((len(latents), len(gaussians.means), 14), np.float32)
+        changes[..., :3] = np.arange(len(latents))[:, None, None] * speed + next(sides)
+        changes[..., 6:10] = 0.3
+        return changes
+
+    monkeypatch.setattr(pipeline, "_decoded", decoded)
+    scene = pipeline.generate(pictures(asset(), 40, 27, size=256), canonical=ply, azimuth=40.0, steps=1)
+    places = np.stack([scene.evaluate(t).means[0] for t in np.arange(27) / 10])
+    jumps = np.linalg.norm(np.diff(places, axis=0), axis=1)
+    seams = [start for start, _ in segments(27, 6) if start]
+    assert len(seams) == 5
+    assert max(jumps[i] for seam in seams for i in (seam - 1, seam)) <= 1.5 * np.median(jumps)
+    # What networks were given is what the scene shows at the seams, and is rotated by quaternions of length one.
+    for seam, state in zip(seams, states[1:]):
+        np.testing.assert_allclose(scene.evaluate(seam / 10).means, state.means, atol=1e-3)  # half precision
+        np.testing.assert_allclose(scene.evaluate(seam / 10).quats, state.quats, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 11, 12, 120])
+def test_segments_cover_the_clip_and_overlap_by_a_frame(count):
+    found = list(segments(count, 6))
+    assert (found[0][0], found[-1][1]) == (0, count)
+    assert all(stop - 1 == start for (_, stop), (start, _) in zip(found, found[1:]))
+    lengths = [stop - start for start, stop in found]
+    assert max(lengths) <= 6
+    assert max(lengths) - min(lengths) <= 1
+    assert len(found) == max(1, -(-(count - 1) // 5))
+
+
+def test_one_frame(pipeline, ply, video):
+    scene = pipeline.generate(video[:1], canonical=ply)
+    assert (scene.t1, len(scene.motion[0].times)) == (0.0, 1)
+
+
+def test_assets_of_other_origins(pipeline, ply, video, tmp_path):
+    """In metres, y up, with harmonics; and a scene of ours."""
+
+    def means(canonical, **options):
+        return pipeline.generate(video, canonical=canonical, azimuth=0.0, steps=1, **options).means
+
+    own = asset()
+    other = own._replace(
+        means=(3.0 * own.means @ UP["y"]).astype(np.float32),
+        scales=3 * own.scales,
+        colors=np.concatenate([own.colors, np.zeros((500, 3, 3), np.float32)], axis=1),
+    )
+    write_ply(tmp_path / "other.ply", other)
+    straight = means(ply)
+    placed = means(tmp_path / "other.ply", up="y")
+    # An affine map of each axis by one factor.
+    factor = np.ptp(placed, axis=0) / np.ptp(straight, axis=0)
+    np.testing.assert_allclose(factor, factor[0], rtol=1e-4)
+    np.testing.assert_allclose(placed - placed[0], factor * (straight - straight[0]), atol=1e-5)
+    scene = pipeline.generate(video, canonical=ply, azimuth=0.0)
+    np.testing.assert_allclose(means(scene), scene.evaluate(0.0).means, atol=1e-6)
+
+
+def test_anchors_are_interpolated(pipeline, ply, video):
+    def changes(anchors):
+        scene = pipeline.generate(video, canonical=ply, azimuth=40.0, steps=4, anchors=anchors)
+        interpolated = "interpolate" in [stage.name for stage in pipeline.timings.stages]
+        assert interpolated == (anchors in (400, 40))
+        return scene.motion[0].data.astype(np.float32)
+
+    exact, many, few = changes(None), changes(400), changes(40)
+    np.testing.assert_array_equal(changes(500), exact)
+    errors = [np.abs(found - exact).mean() for found in (many, few)]
+    assert 0 < errors[0] < errors[1] < 0.5 * np.abs(exact).mean()
+
+
+def test_cameras_see_what_a_square_one_sees(pipeline, ply, video):
+    wide = pipeline.generate(video, canonical=ply, azimuth=0.0, steps=1, size=(160, 96)).camera
+    assert (wide.width, wide.height) == (160, 96)
+    square = pipeline.generate(video, canonical=ply, azimuth=0.0, steps=1, size=(96, 96)).camera
+    assert wide.intrinsics[:2] == square.intrinsics[:2]
+    assert wide.intrinsics[2:] == (80, 48)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"canonical": None}, StageNotInBundle, "--canonical"),
+        ({"canonical": "absent.ply"}, InvalidPly, "absent.ply"),
+        ({"up": "w"}, InvalidRequest, "up"),
+        ({"anchors": 7}, InvalidRequest, "anchors"),
+        ({"steps": 0}, InvalidRequest, "steps"),
+        ({"seed": -1}, InvalidRequest, "seed"),
+        ({"seconds": 0}, InvalidRequest, "seconds"),
+    ],
+)
+def test_requests_that_cannot_work(pipeline, ply, video, options, error, words):
+    with pytest.raises(error, match=words):
+        pipeline.generate(video, **{"canonical": ply, **options})
+
+
+def test_assets_that_are_too_small(pipeline, video):
+    scene = pipeline.generate(video, canonical=_static(asset()), azimuth=0.0, steps=1)
+    few = dataclasses.replace(
+        scene,
+        motion=(),
+        **{name: getattr(scene, name)[:20] for name in ("means", "quats", "scales", "opacities", "colors", "groups")},
+    )
+    with pytest.raises(InvalidScene, match="20; the network sees 48"):
+        pipeline.generate(video, canonical=few)
+
+
+def test_bundles_that_see_nothing(pipeline, ply, video):
+    stages = {name: stage for name, stage in pipeline.bundle.stages.items() if name != "image"}
+    without = system("gvf_diffusion")(dataclasses.replace(pipeline.bundle, stages=stages), backend(), "fp32")
+    with pytest.raises(StageNotInBundle, match="cannot see pictures"):
+        without.generate(video, canonical=ply)
+
+
+def test_a_precision_that_is_not_there(bundle):
+    with pytest.raises(PrecisionNotInBundle):
+        edge4d.load(bundle, precision="fp16")
+
+
+def test_changes_beyond_half_precision_are_refused(pipeline, ply, video, monkeypatch):
+    class Huge:
+        def run(self, inputs):
+            return {"changes": np.full((1, len(inputs["queries"][0]), 14), 1e5, np.float32)}
+
+    engine = pipeline._engine
+    monkeypatch.setattr(pipeline, "_engine", lambda name: Huge() if name == "vae_attend" else engine(name))
+    with pytest.raises(SamplingDiverged, match="100000"):
+        pipeline.generate(video, canonical=ply, azimuth=0.0, steps=1)
+
+
+def test_stages_are_timed_once_each(pipeline, ply):
+    pipeline.generate(pictures(asset(), 40, 9), canonical=ply)
+    names = [stage.name for stage in pipeline.timings.stages if "load" not in stage.name]
+    assert names == ["read", "align", "points", "image", "dit_cond", "sample", "vae_latent", "decode"]
+
+
+def _static(gaussians):
+    return edge4d.Scene4D(
+        **gaussians._asdict(), groups=np.zeros(len(gaussians.means), np.int32), camera=object_camera(64)
+    )
