@@ -180,7 +180,7 @@ def shapes(stage: Stage) -> dict[str, builder.Profile]:
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("capability", ["89", "120"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", shipped_bundles())
 def test_every_stage_becomes_an_engine(name, precision, capability):
     for stage in Bundle.load(name).stages.values():

@@ -70,7 +70,7 @@ def test_temperature_chooses_among_motions(pipeline):
     assert np.abs(first - other).max() > 0.05
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 @pytest.mark.parametrize("name", ["cars.jpg", "truck.jpg"])
 def test_real_photographs(name, precision, tmp_path):
     if not (PHOTOS / name).exists():
