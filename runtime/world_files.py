@@ -1,7 +1,7 @@
 """Reads a folder of worlds: photographs with the true frames, depth and cameras along a path.
 
     world.json              {"format": 1, "world", "seed", "fps", "frames": T, "size": [W, H],
-                            "sequences": [NAME, …], …}
+                            "sequences": [NAME, …], …}; "kind", where it is there, is "photographs"
     NAME/photo.png          the photograph, 8-bit RGB: t = 0, identity pose
     NAME/cameras.npy        [T,4,4] camera-to-world, relative to the photograph's camera, metres
     NAME/Ks.npy             [T,3,3] intrinsics in pixels
@@ -21,7 +21,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, ClassVar, TypeVar, Union
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,8 +66,14 @@ class WorldSequence:
 
 
 @dataclass(frozen=True)
-class World:
-    """A folder of sequences of one world, all of one size, length and camera."""
+class WorldFolder:
+    """What all folders of worlds have: sequences of one size and length.
+
+    Attributes:
+        description: all of `world.json`.
+    """
+
+    KIND: ClassVar[str]
 
     folder: Path
     name: str
@@ -76,9 +82,10 @@ class World:
     frames: int
     size: tuple[int, int]
     sequences: tuple[str, ...]
+    description: dict[str, Any]
 
     @classmethod
-    def load(cls, folder: Union[str, os.PathLike[str]]) -> World:
+    def load(cls: type[_Folder], folder: Union[str, os.PathLike[str]]) -> _Folder:
         """Reads `world.json`. Raises InvalidWorld."""
         folder = Path(folder)
         node = _description(folder)
@@ -86,37 +93,56 @@ class World:
             raise InvalidWorld(
                 f"{folder} has an unknown format.", note=f"Format {node.get('format')!r}, expected {FORMAT}."
             )
+        kind = node.get("kind", World.KIND)
+        if kind != cls.KIND:
+            raise InvalidWorld(
+                f"{folder} holds other data than is needed.", note=f"{str(kind)[:80]!r}, expected {cls.KIND!r}."
+            )
         return cls(
             folder=folder,
             name=_get(node, "world", str),
             seed=_get(node, "seed", int),
-            fps=_number(node, "fps", 0.1, 1000.0),
-            frames=int(_number(node, "frames", 2, MAX_FRAMES)),
+            fps=number(node, "fps", 0.1, 1000.0),
+            frames=int(number(node, "frames", 2, MAX_FRAMES)),
             size=_size(node),
             sequences=_sequence_names(node),
+            description=node,
         )
+
+
+_Folder = TypeVar("_Folder", bound=WorldFolder)
+
+
+@dataclass(frozen=True)
+class World(WorldFolder):
+    """A folder of photographs of one world, and of what is seen of it later."""
+
+    KIND: ClassVar[str] = "photographs"
 
     def sequence(self, name: str) -> WorldSequence:
         """Reads one sequence, all but its frames. Raises InvalidWorld, InvalidPicture or InvalidCamera."""
         folder = self.folder / name
         width, height = self.size
         maps = (self.frames, height, width)
-        poses = _expect(read_npy(folder / "cameras.npy", InvalidWorld), "cameras.npy", (self.frames, 4, 4))
-        Ks = _expect(read_npy(folder / "Ks.npy", InvalidWorld), "Ks.npy", (self.frames, 3, 3))
-        times = _expect(read_npy(folder / "times.npy", InvalidWorld), "times.npy", (self.frames,)).astype(np.float64)
-        if not np.isfinite(times).all() or times[0] != 0 or (np.diff(times) <= 0).any():
-            raise InvalidWorld(f"The times of {folder} do not rise from 0.", note=f"They begin {times[:3].tolist()}.")
+        poses = expect(read_npy(folder / "cameras.npy", InvalidWorld), "cameras.npy", (self.frames, 4, 4))
+        Ks = expect(read_npy(folder / "Ks.npy", InvalidWorld), "Ks.npy", (self.frames, 3, 3))
         return WorldSequence(
             folder=folder,
             name=name,
             photo=_picture(folder / "photo.png", (height, width, 3)),
             cameras=tuple(Camera(width, height, K, pose) for K, pose in zip(Ks, poses)),
-            times=times,
-            depth=_expect(read_npy(folder / "frames_depth.npy", InvalidWorld), "frames_depth.npy", maps),
-            moving=_expect(read_npz(folder / "frames_moving.npz", InvalidWorld), "frames_moving.npz", maps).astype(
-                bool
-            ),
+            times=rising_times(folder, self.frames),
+            depth=expect(read_npy(folder / "frames_depth.npy", InvalidWorld), "frames_depth.npy", maps),
+            moving=expect(read_npz(folder / "frames_moving.npz", InvalidWorld), "frames_moving.npz", maps).astype(bool),
         )
+
+
+def rising_times(folder: Path, frames: int) -> NDArray[np.float64]:
+    """`times.npy` of a sequence, [frames] seconds. Raises InvalidWorld unless they rise from 0."""
+    times = expect(read_npy(folder / "times.npy", InvalidWorld), "times.npy", (frames,)).astype(np.float64)
+    if not np.isfinite(times).all() or times[0] != 0 or (np.diff(times) <= 0).any():
+        raise InvalidWorld(f"The times of {folder} do not rise from 0.", note=f"They begin {times[:3].tolist()}.")
+    return times
 
 
 def _description(folder: Path) -> dict[str, Any]:
@@ -142,7 +168,8 @@ def _get(node: dict[str, Any], key: str, kind: type[Any]) -> Any:
     return value
 
 
-def _number(node: dict[str, Any], key: str, low: float, high: float) -> float:
+def number(node: dict[str, Any], key: str, low: float, high: float) -> float:
+    """A number of `world.json`. Raises InvalidWorld unless it is there, and from low to high."""
     value: Any = node.get(key)
     if type(value) not in (int, float) or not low <= value <= high:
         raise InvalidWorld(
@@ -173,10 +200,11 @@ def _sequence_names(node: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _picture(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return np.asarray(_expect(read_rgb8(path), path.name, shape), np.uint8)
+    return np.asarray(expect(read_rgb8(path), path.name, shape), np.uint8)
 
 
-def _expect(array: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+def expect(array: NDArray[Any], name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """The array of a file. Raises InvalidWorld unless it has this shape."""
     if array.shape != shape:
         raise InvalidWorld(
             f"{name} does not fit world.json.", note=f"Its shape is {array.shape}, expected {tuple(shape)}."

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import pickle
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,11 +25,13 @@ from torch.nn import functional
 from edge4d.export.checkpoints import checkpoint_metadata, load_checkpoint, save_checkpoint
 from edge4d.export.models.pixel_to_4d import gaussians, street, street_config
 from edge4d.export.models.pixel_to_4d.motion import move
+from edge4d.export.train.loop import average, descend, learning_rate, resumed, save, training_device
 from edge4d.export.train.losses import diagonal_gaussian_kl, ssim
 from edge4d.export.train.rasterize import rasterize
 from edge4d.export.worlds import street as world
+from edge4d.export.worlds.draw import MAX_SEED
 from edge4d.export.worlds.rotations import about_x, about_y
-from edge4d.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidRequest
+from edge4d.runtime.errors import InvalidRequest
 
 CLIP_SECONDS = 2.0  # how far ahead the views go: 24 frames at 12 frames per second
 _RENDERS_EVERY = 8  # steps of refining; the others learn motion from photographs alone
@@ -385,12 +386,6 @@ def streets_ahead(seed: int, start: int, steps: int, batch: int) -> Iterator[wor
                 ahead.append(pool.submit(world.training_streets, seed, step + 4, batch))
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Warm-up over the first 200 steps, then half a cosine to a fiftieth."""
-    warm = min(1.0, (step + 1) / 200)
-    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
-
-
 def train(
     name: str,
     *,
@@ -430,7 +425,7 @@ def train(
         BackendUnavailable: there is no GPU, or no gsplat beside it.
     """
     _check(steps, batch, seed, size)
-    target = _device(device)
+    target = training_device(device)
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
     model = _networks(name, refine, target)
@@ -444,7 +439,7 @@ def train(
         about["refined_from"] = checkpoint_metadata(refine)
     first = 0
     if resume is not None:
-        first = _resume(resume, model, shadow, optimizer, target)
+        first = resumed(resume, model, shadow, optimizer, target)
         if first >= steps:
             raise InvalidRequest(f"{resume} has nothing left to do.", note=f"It is at step {first} of {steps}.")
     generator = torch.Generator().manual_seed(seed + first)
@@ -459,7 +454,7 @@ def train(
             else:
                 new = take_photographs(model, streets, *size, target)
                 terms = motion_losses(model, replay.mixed(new, generator))
-            _descend(optimizer, terms, learned)
+            descend(optimizer, terms, learned)
             average(shadow, model)
             late = time.monotonic() - began > 60 * minutes
             done = late or step == steps - 1
@@ -479,17 +474,6 @@ def train(
     return out / "checkpoint.safetensors"
 
 
-def _device(name: str) -> torch.device:
-    """The device to train on, set up for speed."""
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise BackendUnavailable(
-            "There is no GPU to train on.", note=f"PyTorch {torch.__version__} sees none.", hint="Use --device cpu."
-        )
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.benchmark = True
-    return torch.device(name)
-
-
 def _networks(name: str, refine: Path | None, device: torch.device) -> Training:
     """Fresh networks, or those of a checkpoint whose perception stays as it is, its batch statistics too."""
     model = Training(street_config(name))
@@ -500,55 +484,13 @@ def _networks(name: str, refine: Path | None, device: torch.device) -> Training:
     return moved
 
 
-def _descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], learned: list[nn.Parameter]) -> None:
-    """One step down the sum of the terms; gradients longer than 2 are cut."""
-    optimizer.zero_grad(set_to_none=True)
-    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(learned, 2.0)
-    optimizer.step()
-
-
 def _check(steps: int, batch: int, seed: int, size: tuple[int, int]) -> None:
     if any(side % 32 or side < 32 for side in size):
         raise InvalidRequest(
             "Pictures of that size cannot be trained on.", note=f"{size}; both must be multiples of 32."
         )
-    if steps < 1 or batch < 1 or not 0 <= seed <= world.MAX_SEED:
+    if steps < 1 or batch < 1 or not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(
             "Training needs at least one step and one street, and a seed that fits.",
-            note=f"{steps} steps of {batch} streets, seed {seed}; seeds go from 0 to {world.MAX_SEED}.",
+            note=f"{steps} steps of {batch} streets, seed {seed}; seeds go from 0 to {MAX_SEED}.",
         )
-
-
-def _resume(
-    path: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
-) -> int:
-    """Loads a `training.pt`; the step it is at. Raises InvalidCheckpoint."""
-    try:
-        state = torch.load(path, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        shadow.load_state_dict(state["shadow"])
-        optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
-    except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as cause:
-        raise InvalidCheckpoint(
-            f"Training cannot go on from {path}.",
-            note=str(cause)[:300],
-            hint="Use the training.pt of the same network.",
-        ) from cause
-
-
-@torch.no_grad()
-def average(shadow: nn.Module, model: nn.Module) -> None:
-    """Moves `shadow` a little towards `model`: the moving average of weights and statistics over about 500 steps."""
-    for kept, new in zip(shadow.state_dict().values(), model.state_dict().values()):
-        if kept.is_floating_point():
-            kept.lerp_(new, 0.002)
-        else:
-            kept.copy_(new)
-
-
-def save(out: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes what training needs to go on."""
-    state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "optimizer": optimizer.state_dict()}
-    torch.save({**state, "step": step}, out / "training.pt")

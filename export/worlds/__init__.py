@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from edge4d.export.worlds.world_from_streets import WORLDS, write_world
+from edge4d.export.worlds.world_folder import WORLDS, write_world
 
 __all__ = ["WORLDS", "write_world"]

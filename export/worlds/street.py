@@ -13,11 +13,11 @@ import math
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edge4d.export.worlds import raycast, shading
+from edge4d.export.worlds.draw import EVALUATION, TRAINING, Draw, scene_key
 from edge4d.export.worlds.raycast import BALL, BOX, CYLINDER, Primitives
 from edge4d.export.worlds.rotations import about_x, about_y, about_z
 from edge4d.export.worlds.shading import Look
@@ -32,8 +32,6 @@ CUES = (
     "posture: stride, swing of the arms and lean grow with a pedestrian's speed; face and shoes show the direction",
 )
 SKY_DEPTH = 150.0
-MAX_SEED = (1 << 32) - 1
-_TRAINING, _EVALUATION = 0, 1
 _PARKED, _DRIVING, _CROSSING, _WALKERS = 12, 8, 3, 9
 _CARS = _PARKED + _DRIVING + _CROSSING
 OBJECTS = _CARS + _WALKERS
@@ -127,17 +125,12 @@ class View:
 
 def training_streets(seed: int, step: int, count: int) -> Street:
     """`count` streets that only training sees."""
-    return _sample([_key(_TRAINING, seed, step * count + i) for i in range(count)])
+    return _sample([scene_key(TRAINING, seed, step * count + i) for i in range(count)])
 
 
 def evaluation_streets(seed: int, count: int) -> Street:
     """`count` streets that no training sees; the first ones do not depend on `count`."""
-    return _sample([_key(_EVALUATION, seed, i) for i in range(count)])
-
-
-def _key(domain: int, seed: int, index: int) -> tuple[int, int]:
-    """128-bit key of a scene's random numbers; training and evaluation differ in a bit of their own and never meet."""
-    return (domain << 63) | (seed & ((1 << 63) - 1)), index
+    return _sample([scene_key(EVALUATION, seed, i) for i in range(count)])
 
 
 _PER_SLOT = ("shape", "material", "owner")  # the same in every scene
@@ -154,36 +147,6 @@ def _rows(part: _Part, rows: Tensor) -> _Part:
     """These scenes of a part of a street."""
     chosen: _Part = replace(part, **{name: value[rows] for name, value in vars(part).items() if name not in _PER_SLOT})
     return chosen
-
-
-class _Draw:
-    """Uniform numbers of S scenes, each from its own generator, handed out column by column."""
-
-    def __init__(self, keys: list[tuple[int, int]], columns: int = 2400) -> None:
-        # Philox takes the whole key; torch's CPU generator would keep 32 bits of it.
-        streams = [np.random.Generator(np.random.Philox(key=np.array(key, np.uint64))) for key in keys]
-        self.table = torch.from_numpy(np.stack([stream.random(columns, np.float32) for stream in streams]))
-        self.scenes, self.used = len(keys), 0
-
-    def uniform(self, low: float | Tensor, high: float | Tensor, *shape: int) -> Tensor:
-        """[S, *shape] between low and high."""
-        count = math.prod(shape)
-        values = self.table[:, self.used : self.used + count].reshape(self.scenes, *shape)
-        self.used += count
-        return low + (high - low) * values
-
-    def chance(self, probability: float, *shape: int) -> Tensor:
-        """[S, *shape] bool."""
-        return self.uniform(0, 1, *shape) < probability
-
-    def sign(self, *shape: int) -> Tensor:
-        """[S, *shape] −1 or +1."""
-        return self.uniform(-1, 1, *shape).sign()
-
-    def pick(self, palette: list[list[float]], *shape: int, spread: float = 0.05) -> Tensor:
-        """[S, *shape, 3] colours near those of a palette."""
-        choice = self.uniform(0, len(palette), *shape).long().clamp_max(len(palette) - 1)
-        return (torch.tensor(palette)[choice] + self.uniform(-spread, spread, *shape, 3)).clamp(0.02, 0.98)
 
 
 class _Parts:
@@ -237,7 +200,7 @@ def _vector(x: Tensor, y: Tensor | float, z: Tensor | float) -> Tensor:
 
 
 def _sample(keys: list[tuple[int, int]]) -> Street:
-    draw = _Draw(keys)
+    draw = Draw(keys)
     wide = draw.chance(0.5)
     lanes = torch.where(wide, 2.0, 1.0)
     half = 3.4 * lanes + 2.3  # lanes and a parking strip
@@ -260,7 +223,7 @@ def _clear_of_cross(z: Tensor, road: Tensor, margin: float) -> Tensor:
     return (z - road[:, 3:4]).abs() > road[:, 2:3] + margin * (road[:, 2:3] > 0)
 
 
-def _add_pavements(parts: _Parts, draw: _Draw, road: Tensor, pavement: Tensor) -> None:
+def _add_pavements(parts: _Parts, draw: Draw, road: Tensor, pavement: Tensor) -> None:
     color = draw.pick([[0.55, 0.54, 0.52], [0.62, 0.58, 0.53], [0.45, 0.45, 0.47]], 1).expand(-1, 4, -1)
     side = torch.tensor([-1.0, 1.0, -1.0, 1.0])
     start = torch.where(
@@ -275,7 +238,7 @@ def _add_pavements(parts: _Parts, draw: _Draw, road: Tensor, pavement: Tensor) -
     parts.add(BOX, shading.PAVEMENT, present, _vector(x, -0.06, 0.5 * (start + end)), size, color)
 
 
-def _add_buildings(parts: _Parts, draw: _Draw, road: Tensor, pavement: Tensor) -> None:
+def _add_buildings(parts: _Parts, draw: Draw, road: Tensor, pavement: Tensor) -> None:
     per_side = 13
     n = 2 * per_side
     width = draw.uniform(7, 17, 2, per_side)
@@ -314,7 +277,7 @@ def _add_buildings(parts: _Parts, draw: _Draw, road: Tensor, pavement: Tensor) -
     )
 
 
-def _add_trees_and_posts(parts: _Parts, draw: _Draw, road: Tensor) -> None:
+def _add_trees_and_posts(parts: _Parts, draw: Draw, road: Tensor) -> None:
     n = 14
     side = torch.tensor([-1.0, 1.0]).repeat(n // 2)
     z = 4 + 9.0 * torch.arange(n // 2).repeat_interleave(2) + draw.uniform(-3, 3, n)
@@ -352,7 +315,7 @@ def _add_trees_and_posts(parts: _Parts, draw: _Draw, road: Tensor) -> None:
     )
 
 
-def _sample_camera(draw: _Draw, half: Tensor, lanes: Tensor) -> tuple[Tensor, Tensor]:
+def _sample_camera(draw: Draw, half: Tensor, lanes: Tensor) -> tuple[Tensor, Tensor]:
     """Camera to street [S, 4, 4] and field of view [S] (radians): mostly from a lane, sometimes from a pavement."""
     on_pavement = draw.chance(0.25)
     lane_x = 1.9 + 3.4 * (draw.uniform(0, 1) * lanes).floor() + draw.uniform(-0.8, 0.8)
@@ -367,7 +330,7 @@ def _sample_camera(draw: _Draw, half: Tensor, lanes: Tensor) -> tuple[Tensor, Te
 
 
 def _sample_objects(
-    draw: _Draw, road: Tensor, pavement: Tensor, eye: Tensor, wide: Tensor
+    draw: Draw, road: Tensor, pavement: Tensor, eye: Tensor, wide: Tensor
 ) -> tuple[Objects, dict[str, Tensor]]:
     """Places and motions of all cars and walkers, and what shows them (`brake`, `lit`, `indicator`: [S, O])."""
     groups = [
@@ -398,7 +361,7 @@ def _sample_objects(
     return objects, {"brake": brake, "lit": column["lit"], "indicator": yaw_rate.sign(), "speed": speed}
 
 
-def _car_extent(draw: _Draw, n: int, lorries: float) -> Tensor:
+def _car_extent(draw: Draw, n: int, lorries: float) -> Tensor:
     """[S, n, 2] half width and half length: cars, vans, and a share of lorries."""
     kind = draw.uniform(0, 1, n)
     length = torch.where(
@@ -410,7 +373,7 @@ def _car_extent(draw: _Draw, n: int, lorries: float) -> Tensor:
     return torch.stack([width, length], -1)
 
 
-def _parked(draw: _Draw, road: Tensor) -> dict[str, Tensor]:
+def _parked(draw: Draw, road: Tensor) -> dict[str, Tensor]:
     n = _PARKED
     side = torch.tensor([-1.0, 1.0]).repeat(n // 2)
     z = 3.5 + 6.6 * torch.arange(n // 2).repeat_interleave(2) + draw.uniform(-0.8, 0.8, n)
@@ -428,7 +391,7 @@ def _parked(draw: _Draw, road: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _driving(draw: _Draw, road: Tensor, wide: Tensor) -> dict[str, Tensor]:
+def _driving(draw: Draw, road: Tensor, wide: Tensor) -> dict[str, Tensor]:
     """Two cars in each of two lanes on both sides; right-hand traffic."""
     n = _DRIVING
     side = torch.tensor([1.0, 1, 1, 1, -1, -1, -1, -1])
@@ -457,7 +420,7 @@ def _driving(draw: _Draw, road: Tensor, wide: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _crossing(draw: _Draw, road: Tensor) -> dict[str, Tensor]:
+def _crossing(draw: Draw, road: Tensor) -> dict[str, Tensor]:
     n = _CROSSING
     heading = torch.tensor([1.0, -1.0, 1.0])
     x = heading * -1 * draw.uniform(-6, 14, n) - heading * torch.tensor([0.0, 0.0, 12.0])
@@ -474,7 +437,7 @@ def _crossing(draw: _Draw, road: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _walking(draw: _Draw, road: Tensor, pavement: Tensor) -> dict[str, Tensor]:
+def _walking(draw: Draw, road: Tensor, pavement: Tensor) -> dict[str, Tensor]:
     """Six people on the pavements, three who cross the road."""
     n, along = _WALKERS, _WALKERS - 3
     side = draw.sign(n)
@@ -500,7 +463,7 @@ def _walking(draw: _Draw, road: Tensor, pavement: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _add_cars(parts: _Parts, draw: _Draw, objects: Objects, cues: dict[str, Tensor]) -> None:
+def _add_cars(parts: _Parts, draw: Draw, objects: Objects, cues: dict[str, Tensor]) -> None:
     n = _CARS
     owner = torch.arange(n)
     present, place, yaw = objects.present[:, :n], objects.centres[:, :n], objects.yaw[:, :n]
@@ -564,7 +527,7 @@ def _add_cars(parts: _Parts, draw: _Draw, objects: Objects, cues: dict[str, Tens
             add(CYLINDER, shading.WHEEL, offset, half, torch.full_like(paint, 0.1), turn=turn, traits=spin)
 
 
-def _add_walkers(parts: _Parts, draw: _Draw, objects: Objects) -> None:
+def _add_walkers(parts: _Parts, draw: Draw, objects: Objects) -> None:
     n = _WALKERS
     owner = torch.arange(_CARS, OBJECTS)
     present, place, yaw = objects.present[:, _CARS:], objects.centres[:, _CARS:], objects.yaw[:, _CARS:]
@@ -634,7 +597,7 @@ def _add_walkers(parts: _Parts, draw: _Draw, objects: Objects) -> None:
         limb(CYLINDER, shading.CLOTH, (0.26 * side, 1.42), -0.8 * side * stride, 0.3, (0.05, 0.3, 0.05), shirt, shirt)
 
 
-def _sample_look(draw: _Draw, road: Tensor) -> Look:
+def _sample_look(draw: Draw, road: Tensor) -> Look:
     azimuth, elevation = draw.uniform(0, math.tau), draw.uniform(0.35, 1.3)
     flat = torch.cos(elevation)
     sun = torch.stack([flat * torch.sin(azimuth), -torch.sin(elevation), flat * torch.cos(azimuth)], -1)

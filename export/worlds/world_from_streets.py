@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,90 +13,33 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edge4d.export.worlds import street
-from edge4d.export.worlds.street import MAX_SEED
+from edge4d.export.worlds.world_request import WorldRequest
 from edge4d.runtime.camera import Camera
-from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.trajectories import CameraPath, trajectory
-from edge4d.runtime.world_files import FORMAT
 
-WORLDS = ("street",)
+SIZE = (448, 256)
 TRAJECTORIES = ("drive", "orbit", "spiral", "pan")
 _TOGETHER = 4  # frames rendered at once: about 1 GB at 448×256
 
 
-def write_world(
-    name: str,
-    folder: str | os.PathLike[str],
-    *,
-    count: int,
-    seed: int,
-    size: tuple[int, int] = (448, 256),
-    frames: int = 24,
-    fps: float = 12.0,
-    progress: Callable[[int, int], None] | None = None,
-) -> None:
-    """Makes `count` sequences that no training sees; each follows one of TRAJECTORIES, in turn.
+def check(request: WorldRequest) -> None:
+    """Streets are made in every size and length."""
 
-    Args:
-        name: one of WORLDS.
-        folder: made anew; it must be absent or empty.
-        seed: which streets; the first ones do not depend on `count`.
-        size: width and height, multiples of 16.
-        frames: T of each sequence, the photograph included. fps: frames per second.
-        progress: called with (sequences done, sequences in all).
 
-    Raises:
-        InvalidRequest: an unknown world, a folder in use, or a size, count or length that cannot be made.
+def write_sequences(folder: Path, request: WorldRequest, progress: Callable[[int, int], None]) -> dict[str, Any]:
+    """Writes the folders of all sequences, each of which follows one of TRAJECTORIES, in turn.
+
+    Returns:
+        What world.json says besides.
     """
-    folder = Path(folder).absolute()
-    _check(name, folder, count, size, frames, fps)
-    if not 0 <= seed <= MAX_SEED:
-        raise InvalidRequest("That seed cannot be used.", note=f"{seed}; 0 to {MAX_SEED} can.")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    try:
-        streets = street.evaluation_streets(seed, count)
-        names = [f"{index:04d}-{TRAJECTORIES[index % len(TRAJECTORIES)]}" for index in range(count)]
-        for index, sequence in enumerate(names):
-            path = trajectory(sequence[5:], _camera(streets, index, size), frames, fps)
-            _write_sequence(streets, index, path, temporary / sequence)
-            if progress:
-                progress(index + 1, count)
-        description = {
-            "format": FORMAT,
-            "world": name,
-            "seed": seed,
-            "fps": fps,
-            "frames": frames,
-            "size": list(size),
-            "sequences": names,
-            "cues": list(street.CUES),
-        }
-        (temporary / "world.json").write_text(json.dumps(description, indent=2) + "\n")
-        if folder.exists():
-            folder.rmdir()
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _check(name: str, folder: Path, count: int, size: tuple[int, int], frames: int, fps: float) -> None:
-    if name not in WORLDS:
-        raise InvalidRequest(f"There is no world '{name}'.", hint=f"Use one of: {', '.join(WORLDS)}.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InvalidRequest(f"{folder} is in use.", note="It is not an empty folder.", hint="Choose a new folder.")
-    if not 1 <= count <= 9999:
-        raise InvalidRequest("That many sequences cannot be made.", note=f"{count}; 1 to 9999 can.")
-    if any(side % 16 or not 16 <= side <= 2048 for side in size):
-        raise InvalidRequest(
-            "A world of that size cannot be made.",
-            note=f"{size[0]}x{size[1]}; both sides must be multiples of 16 from 16 to 2048.",
-            hint="Use 448x256.",
-        )
-    if not (2 <= frames <= 9999 and 0.1 <= fps <= 1000):
-        raise InvalidRequest(
-            "Sequences of that length cannot be made.", note=f"{frames} frames at {fps:g} per second; 2 to 9999 can."
-        )
+    streets = street.evaluation_streets(request.seed, request.count)
+    names = [f"{index:04d}-{TRAJECTORIES[index % len(TRAJECTORIES)]}" for index in range(request.count)]
+    for index, sequence in enumerate(names):
+        camera = _camera(streets, index, request.size)
+        path = trajectory(sequence[5:], camera, request.frames, request.fps)
+        _write_sequence(streets, index, path, folder / sequence)
+        progress(index + 1, request.count)
+    return {"sequences": names, "cues": list(street.CUES)}
 
 
 def _camera(streets: street.Street, index: int, size: tuple[int, int]) -> Camera:

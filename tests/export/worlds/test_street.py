@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-from hypothesis import given
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
@@ -54,22 +53,6 @@ def test_steps_of_training_do_not_share_streets():
     cameras = [street.training_streets(5, step, 3).camera for step in range(3)]
     assert len(torch.cat(cameras).flatten(1).unique(dim=0)) == 9
     assert not torch.equal(street.training_streets(6, 0, 3).camera, cameras[0])
-
-
-@given(SEEDS, INDICES, SEEDS, INDICES)
-def test_training_and_evaluation_never_meet(seed, index, other_seed, other_index):
-    training = street._key(street._TRAINING, seed, index)
-    evaluation = street._key(street._EVALUATION, other_seed, other_index)
-    # A bit of its own tells them apart, so that no pair of seeds and indices can be equal.
-    assert (training[0] >> 63, evaluation[0] >> 63) == (street._TRAINING, street._EVALUATION)
-    assert training[0] >> 63 != evaluation[0] >> 63
-    assert all(0 <= word < 2**64 for word in (*training, *evaluation))  # what Philox takes
-
-
-@given(SEEDS, INDICES, SEEDS, INDICES)
-def test_keys_of_a_domain_are_its_seeds_and_indices(seed, index, other_seed, other_index):
-    equal = street._key(0, seed, index) == street._key(0, other_seed, other_index)
-    assert equal == ((seed, index) == (other_seed, other_index))
 
 
 def test_training_and_evaluation_streets_of_one_seed_differ():

@@ -1,0 +1,72 @@
+"""What the trainers share: the device, the step of an optimizer, the average of weights, files to resume from."""
+
+from __future__ import annotations
+
+import math
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from edge4d.runtime.errors import BackendUnavailable, InvalidCheckpoint
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Warm-up over the first 200 steps, then half a cosine to a fiftieth."""
+    warm = min(1.0, (step + 1) / 200)
+    return peak * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps))))
+
+
+def training_device(name: str) -> torch.device:
+    """The device to train on, set up for speed."""
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise BackendUnavailable(
+            "There is no GPU to train on.", note=f"PyTorch {torch.__version__} sees none.", hint="Use --device cpu."
+        )
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    return torch.device(name)
+
+
+def descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], learned: list[nn.Parameter]) -> None:
+    """One step down the sum of the terms; gradients longer than 2 are cut."""
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(learned, 2.0)
+    optimizer.step()
+
+
+def resumed(
+    path: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+) -> int:
+    """Loads a `training.pt`; the step it is at. Raises InvalidCheckpoint."""
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        shadow.load_state_dict(state["shadow"])
+        optimizer.load_state_dict(state["optimizer"])
+        return int(state["step"])
+    except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as cause:
+        raise InvalidCheckpoint(
+            f"Training cannot go on from {path}.",
+            note=str(cause)[:300],
+            hint="Use the training.pt of the same network.",
+        ) from cause
+
+
+@torch.no_grad()
+def average(shadow: nn.Module, model: nn.Module) -> None:
+    """Moves `shadow` a little towards `model`: the moving average of weights and statistics over about 500 steps."""
+    for kept, new in zip(shadow.state_dict().values(), model.state_dict().values()):
+        if kept.is_floating_point():
+            kept.lerp_(new, 0.002)
+        else:
+            kept.copy_(new)
+
+
+def save(out: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes what training needs to go on; a run that is ended meanwhile leaves the file as it was."""
+    state = {"model": model.state_dict(), "shadow": shadow.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "step": step}, out / "training.pt.new")
+    (out / "training.pt.new").replace(out / "training.pt")
