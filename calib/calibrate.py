@@ -24,7 +24,7 @@ import numpy as np
 import edge4d
 from edge4d.calib import score
 from edge4d.calib.ledger import Ledger
-from edge4d.calib.mixes import ENGINE, Floating, Mixes, calibrated, read_stages
+from edge4d.calib.mixes import ENGINE, Calibrated, Floating, Mixes, calibrated, layer_id, read_stages
 from edge4d.calib.photos import CalibrationData, content_of
 from edge4d.calib.ranges import Range, Seen, check_method, making_scenes, observe
 from edge4d.calib.results import Results, Settings, layer_results, work_of
@@ -109,15 +109,14 @@ def calibrate(
             inputs = sample(bundle, tensorrt, "fp16", data.size).inputs
             in_engine = not_slower(mixes, choice.int8, tensorrt, inputs, report=steps.advance)
             choice = choice._replace(in_engine=in_engine, engine=trials.score(in_engine, ENGINE))
-        dead = [f"{name}/{layer.name}" for name, stage in stages.items() for layer in stage.dead]
         results = Results(
             settings=settings,
             data=data.origin,
-            scored={"photographs": len(data.photos[:SCORED]), "frames": len(reference.frames)},
+            scored={"photographs": len(reference.photos), "frames": len(reference.frames)},
             layers=layer_results(stages, ranges, choice),
             cpu=choice.cpu,
             engine=choice.engine,
-            warnings=(*data.warnings, *(f"{name} takes nothing but zeros, and stays float." for name in dead)),
+            warnings=(*data.warnings, *_warnings(stages)),
         )
         _finish(mixes, choice, results, folder)
     steps.finish()
@@ -215,6 +214,12 @@ def _seen(
         return {name: stage.as_json() for name, stage in found.items()}
 
     return {name: Seen.from_json(node) for name, node in ledger.get("ranges", measure).items()}
+
+
+def _warnings(stages: Mapping[str, Calibrated]) -> Iterator[str]:
+    for name, stage in stages.items():
+        for layer in stage.dead:
+            yield f"{layer_id(name, layer)} takes nothing but zeros, and stays float."
 
 
 # ---- the bundle ------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -31,9 +32,10 @@ class Ledger:
         """The figure of that name: JSON, measured only where it is not there."""
         if name not in self._figures:
             self._figures[name] = measure()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as partial:
-                partial.write_text(json.dumps(self._figures))
+            with contextlib.suppress(OSError):  # where nothing can be kept, only time is lost
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                with replacing(self.path) as partial:
+                    partial.write_text(json.dumps(self._figures))
         return self._figures[name]
 
 

@@ -240,3 +240,9 @@ def test_every_int8_stage_becomes_an_engine(int8, capability):
         shapes = profiles(stage, [tensor.name for tensor in stage.inputs])
         graph = stage.graph("int8").whole
         assert len(engine_from_onnx(BuildRequest(graph, "tensorrt_rtx", "int8", shapes, capability))) > 10_000
+
+
+def test_a_cache_that_cannot_be_written_costs_time_alone(float_bundle, tmp_path, photos, int8):
+    (tmp_path / "cache").write_text("a file")
+    made = calibrate(Bundle.load(float_bundle), photos(), tmp_path / "int8.e4d", cache=tmp_path / "cache")
+    assert made.results == int8.results
