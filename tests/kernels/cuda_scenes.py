@@ -1,10 +1,10 @@
-"""GaussianRasterize on the GPU as tests call it: NumPy arrays in and out, and memory that shows every misstep."""
+"""Operators on the GPU as tests call them: NumPy arrays in and out, and memory that shows every misstep."""
 
 from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Optional, Union
 
 import numpy as np
@@ -137,6 +137,50 @@ class Drawing:
         reference = None if call is None else ctypes.byref(call)
         status = _library.load_cuda().edge4d_cuda_gaussian_rasterize(reference, pointer, nbytes, self._stream.handle)
         return int(status)
+
+
+class Work:
+    """A call with all its memory, to be launched as often as wanted; outputs and workspace are poisoned before.
+
+    Args:
+        inputs: NumPy arrays.
+        outputs: shape and dtype of each.
+        launch: gets the inputs, outputs and the workspace on the GPU, and the stream.
+        fill: what the memory is poisoned with, as that of a Drawing.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[NDArray[Any]],
+        outputs: Sequence[tuple[tuple[int, ...], np.dtype[Any]]],
+        workspace_bytes: int,
+        launch: Callable[..., None],
+        fill: Fill = 0xFF,
+    ) -> None:
+        self.stream = Stream()
+        self.inputs = [DeviceArray.from_numpy(array) for array in inputs]
+        self.outputs = [Fenced(shape, dtype, fill) for shape, dtype in outputs]
+        self.workspace = Fenced((workspace_bytes,), np.dtype(np.uint8), fill)
+        self._launch = launch
+        self.poison()
+
+    def poison(self) -> None:
+        for memory in (*self.outputs, self.workspace):
+            memory.poison(self.stream)
+
+    def launch(self) -> None:
+        self._launch(self.inputs, [memory.array for memory in self.outputs], self.workspace.array, self.stream)
+
+    def result(self) -> list[NDArray[Any]]:
+        self.stream.synchronize()
+        for memory in (*self.outputs, self.workspace):
+            assert memory.fences_stand(), "something was written outside of an array"
+        return [memory.array.to_numpy() for memory in self.outputs]
+
+    def run(self) -> list[NDArray[Any]]:
+        self.poison()
+        self.launch()
+        return self.result()
 
 
 class Fenced:

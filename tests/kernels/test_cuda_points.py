@@ -11,6 +11,7 @@ import contextlib
 
 import numpy as np
 import pytest
+from cuda_scenes import Work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,47 +22,6 @@ from edge4d.runtime.errors import CudaError, InvalidRequest
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("device")]
 
 FLOAT32, INT32 = np.dtype(np.float32), np.dtype(np.int32)
-
-
-class Work:
-    """A call with all its memory, to be launched as often as wanted; outputs and workspace are poisoned before.
-
-    Args:
-        inputs: NumPy arrays.
-        outputs: shape and dtype of each.
-        launch: gets the inputs, outputs and the workspace on the GPU, and the stream.
-        fill: as in cuda_scenes.py.
-    """
-
-    def __init__(self, inputs, outputs, workspace_bytes, launch, fill=0xFF) -> None:
-        from cuda_scenes import Fenced
-
-        from edge4d.runtime.backends.cuda import DeviceArray, Stream
-
-        self.stream = Stream()
-        self.inputs = [DeviceArray.from_numpy(array) for array in inputs]
-        self.outputs = [Fenced(shape, dtype, fill) for shape, dtype in outputs]
-        self.workspace = Fenced((workspace_bytes,), np.dtype(np.uint8), fill)
-        self._launch = launch
-        self.poison()
-
-    def poison(self) -> None:
-        for memory in (*self.outputs, self.workspace):
-            memory.poison(self.stream)
-
-    def launch(self) -> None:
-        self._launch(self.inputs, [memory.array for memory in self.outputs], self.workspace.array, self.stream)
-
-    def result(self) -> list[np.ndarray]:
-        self.stream.synchronize()
-        for memory in (*self.outputs, self.workspace):
-            assert memory.fences_stand(), "something was written outside of an array"
-        return [memory.array.to_numpy() for memory in self.outputs]
-
-    def run(self) -> list[np.ndarray]:
-        self.poison()
-        self.launch()
-        return self.result()
 
 
 def knn_work(queries, points, values, *, k=8, fill=0xFF, **attributes) -> Work:
