@@ -39,7 +39,8 @@ def _torch_schema(operator: Operator) -> str:
         f"{a.type.__name__} {a.name}" + ("" if a.default is None else f"={a.default!r}") for a in operator.attributes
     ]
     outputs = ", ".join("Tensor" for _ in operator.outputs)
-    return f"({', '.join([*inputs, '*', *attributes])}) -> ({outputs})"
+    keyword = ["*", *attributes] if attributes else []
+    return f"({', '.join([*inputs, *keyword])}) -> ({outputs})"
 
 
 @cache
@@ -82,8 +83,10 @@ def _fake(operator: Operator) -> Callable[..., Any]:
             sizes.update(
                 {dim: size for dim, size in zip(tensor.dims, value.shape, strict=False) if dim not in attributes}
             )
+        floats = (x.dtype for tensor, x in zip(operator.inputs, inputs, strict=True) if tensor.dtype == "float")
+        dtypes = {"float": next(floats, None)}  # what may be float32 or float16 is like the inputs that may be
         made = [
-            inputs[0].new_empty([sizes.get(dim, dim) for dim in dims], dtype=getattr(torch, dtype))
+            inputs[0].new_empty([sizes.get(dim, dim) for dim in dims], dtype=dtypes.get(dtype) or getattr(torch, dtype))
             for dims, dtype in _results(operator, attributes)
         ]
         return tuple(made) if len(made) > 1 else made[0]

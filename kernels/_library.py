@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Optional
 
 from edge4d.runtime.errors import CudaError, InvalidRequest, LibraryNotFound, PairOverflow
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 FILE_NAME = "libedge4d_kernels.dylib" if sys.platform == "darwin" else "libedge4d_kernels.so"
 CUDA_FILE_NAME = "libedge4d_cuda.so"
 
@@ -106,6 +106,94 @@ class FarthestPointSampleCall(Structure):
     )
 
 
+class VoxelNeighboursCall(Structure):
+    """edge4d_voxel_neighbours."""
+
+    _fields_ = (
+        ("size", c_uint64),
+        ("voxel_count", c_int32),
+        ("resolution", c_int32),
+        ("coords", c_void_p),
+        ("neighbours", c_void_p),
+    )
+
+
+class SubmanifoldConvolutionCall(Structure):
+    """edge4d_submanifold_convolution."""
+
+    _fields_ = (
+        ("size", c_uint64),
+        *((name, c_int32) for name in ("voxel_count", "inputs", "outputs", "dtype")),
+        *((name, c_void_p) for name in ("features", "neighbours", "weight", "bias", "convolved")),
+    )
+
+
+class GatherMeanCall(Structure):
+    """edge4d_gather_mean."""
+
+    _fields_ = (
+        ("size", c_uint64),
+        *((name, c_int32) for name in ("row_count", "channels", "mean_count", "most_rows", "zeros", "dtype")),
+        *((name, c_void_p) for name in ("features", "table", "means")),
+    )
+
+
+class WindowAttentionCall(Structure):
+    """edge4d_window_attention."""
+
+    _fields_ = (
+        ("size", c_uint64),
+        *((name, c_int32) for name in ("row_count", "window_count", "longest", "heads", "channels", "dtype")),
+        *((name, c_void_p) for name in ("qkv", "windows", "attended")),
+    )
+
+
+def voxel_neighbours_call(sizes: Mapping[str, int], resolution: int, **addresses: Optional[int]) -> VoxelNeighboursCall:
+    """The struct of a call whose tensors have these `sizes`, the letters of kernels/ops.py; so the next ones."""
+    return VoxelNeighboursCall(
+        size=ctypes.sizeof(VoxelNeighboursCall), voxel_count=sizes["N"], resolution=resolution, **addresses
+    )
+
+
+def submanifold_convolution_call(
+    sizes: Mapping[str, int], dtype: str, **addresses: Optional[int]
+) -> SubmanifoldConvolutionCall:
+    return SubmanifoldConvolutionCall(
+        size=ctypes.sizeof(SubmanifoldConvolutionCall),
+        voxel_count=sizes["N"],
+        inputs=sizes["C"],
+        outputs=sizes["D"],
+        dtype=DTYPES[dtype],
+        **addresses,
+    )
+
+
+def gather_mean_call(sizes: Mapping[str, int], dtype: str, zeros: int, **addresses: Optional[int]) -> GatherMeanCall:
+    return GatherMeanCall(
+        size=ctypes.sizeof(GatherMeanCall),
+        row_count=sizes["N"],
+        channels=sizes["C"],
+        mean_count=sizes["M"],
+        most_rows=sizes["K"],
+        zeros=zeros,
+        dtype=DTYPES[dtype],
+        **addresses,
+    )
+
+
+def window_attention_call(sizes: Mapping[str, int], dtype: str, **addresses: Optional[int]) -> WindowAttentionCall:
+    return WindowAttentionCall(
+        size=ctypes.sizeof(WindowAttentionCall),
+        row_count=sizes["N"],
+        window_count=sizes["W"],
+        longest=sizes["K"],
+        heads=sizes["H"],
+        channels=sizes["D"],
+        dtype=DTYPES[dtype],
+        **addresses,
+    )
+
+
 class MotionTerm(Structure):
     """edge4d_motion_term."""
 
@@ -139,6 +227,10 @@ _OPERATORS = (
     ("gaussian_rasterize", GaussianRasterizeCall),
     ("knn_interpolate", KnnInterpolateCall),
     ("farthest_point_sample", FarthestPointSampleCall),
+    ("voxel_neighbours", VoxelNeighboursCall),
+    ("submanifold_convolution", SubmanifoldConvolutionCall),
+    ("gather_mean", GatherMeanCall),
+    ("window_attention", WindowAttentionCall),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from edge4d.runtime.errors import InvalidCamera, InvalidRequest, InvalidTensor
 
 STORED = (np.dtype(np.float32), np.dtype(np.float16))
 K_MAX = 16
+RESOLUTION_MAX = 256
+HEAD_CHANNELS_MAX = 128
 INT32_MAX = 2**31 - 1
 _RIGID = 1e-3  # how far R R^T may be from 1: a pose written with four decimals still passes
 
@@ -27,7 +29,7 @@ def check_dtype(name: str, dtype: np.dtype[Any], dtypes: Sequence[np.dtype[Any]]
         )
 
 
-def check_shape(name: str, shape: Sequence[int], dims: str, sizes: dict[str, int]) -> None:
+def check_shape(name: str, shape: Sequence[int], dims: Sequence[str], sizes: dict[str, int]) -> None:
     """The shape has one size per letter of `dims`: the one in `sizes`, or a new one that is noted there."""
     known, agrees = sizes.copy(), len(shape) == len(dims)
     for letter, size in zip(dims, shape):  # a loop, for this is most of what a call on the GPU costs the host
@@ -121,4 +123,33 @@ def check_count(count: int, points: int) -> None:
             "That many points cannot be chosen.",
             note=f"count is {count}; there are {points} points.",
             hint="Ask for at least 1 and at most all of them.",
+        )
+
+
+def check_resolution(resolution: int) -> None:
+    if not 1 <= resolution <= RESOLUTION_MAX:
+        raise InvalidRequest(
+            "The voxels' grid cannot have that size.",
+            note=f"resolution is {resolution}; allowed: 1 to {RESOLUTION_MAX} cells along a side.",
+        )
+
+
+def check_zeros(zeros: int) -> None:
+    if not 0 <= zeros <= INT32_MAX:
+        raise InvalidRequest("A mean cannot count that many zeros.", note=f"zeros is {zeros}; allowed: 0 or more.")
+
+
+def check_channels(name: str, sizes: Mapping[str, int], *letters: str) -> None:
+    """None of these sizes is 0."""
+    for letter in letters:
+        if sizes[letter] == 0:
+            raise InvalidTensor(f"'{name}' has no channels.", note=f"{letter} is 0.")
+
+
+def check_head(channels: int) -> None:
+    if channels > HEAD_CHANNELS_MAX:
+        raise InvalidTensor(
+            "A head has too many channels.",
+            note=f"D is {channels}; allowed: 1 to {HEAD_CHANNELS_MAX}.",
+            hint="Use more heads of fewer channels.",
         )

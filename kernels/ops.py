@@ -126,6 +126,64 @@ FARTHEST_POINT_SAMPLE = Operator(
     doc="Starts at point 0 and keeps taking the point farthest from those taken; ties to the lowest index.",
 )
 
+VOXEL_NEIGHBOURS = Operator(
+    name="VoxelNeighbours",
+    function="voxel_neighbours",
+    inputs=(Tensor("coords", "int32", ("N", 3), "x, y, z; a row outside of the cube is no voxel, and fills up"),),
+    outputs=(
+        Tensor("neighbours", "int32", ("N", 27), "by offset, z fastest, 13 the voxel itself; -1: no voxel there"),
+    ),
+    attributes=(Attribute("resolution", int, None, "cells along a side of the cube, 1 to 256"),),
+    doc="The voxels around each voxel, once for all convolutions on them; of several in a cell the last counts.",
+)
+
+SUBMANIFOLD_CONVOLUTION = Operator(
+    name="SubmanifoldConvolution",
+    function="submanifold_convolution",
+    inputs=(
+        Tensor("features", "float", ("N", "C")),
+        Tensor("neighbours", "int32", ("N", 27), "rows of features as VoxelNeighbours gives them, -1: zeros"),
+        Tensor("weight", "float", (27, "C", "D")),
+        Tensor("bias", "float", ("D",)),
+    ),
+    outputs=(Tensor("convolved", "float", ("N", "D")),),
+    attributes=(),
+    doc="3x3x3 convolution at voxels, of voxels; sums are float32.",
+)
+
+GATHER_MEAN = Operator(
+    name="GatherMean",
+    function="gather_mean",
+    inputs=(
+        Tensor("features", "float", ("N", "C")),
+        Tensor("table", "int32", ("M", "K"), "rows of features, -1: none"),
+    ),
+    outputs=(Tensor("means", "float", ("M", "C"), "zeros where the table names no row"),),
+    attributes=(Attribute("zeros", int, 0, "zeros that each mean counts beside its rows"),),
+    doc="Means of rows: fine voxels to the coarse one that they lie in, or, one row each, back.",
+)
+
+WINDOW_ATTENTION = Operator(
+    name="WindowAttention",
+    function="window_attention",
+    inputs=(
+        Tensor("qkv", "float", ("N", 3, "H", "D"), "queries, keys and values of each head"),
+        Tensor("windows", "int32", ("W", "K"), "rows of qkv, each at most once; -1 behind a window's last"),
+    ),
+    outputs=(Tensor("attended", "float", ("N", "H", "D"), "zeros for a row that is in no window"),),
+    attributes=(),
+    doc="Self-attention among the rows of each window, weights softmax(q k / sqrt(D)) in float32; D at most 128.",
+)
+
 OPERATORS: dict[str, Operator] = {
-    operator.name: operator for operator in (GAUSSIAN_RASTERIZE, KNN_INTERPOLATE, FARTHEST_POINT_SAMPLE)
+    operator.name: operator
+    for operator in (
+        GAUSSIAN_RASTERIZE,
+        KNN_INTERPOLATE,
+        FARTHEST_POINT_SAMPLE,
+        VOXEL_NEIGHBOURS,
+        SUBMANIFOLD_CONVOLUTION,
+        GATHER_MEAN,
+        WINDOW_ATTENTION,
+    )
 }

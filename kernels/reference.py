@@ -1,7 +1,8 @@
 """NumPy twins of the operators in float64: slow, short, and what every kernel is tested against.
 
 GaussianRasterize reads from top to bottom as project, sort, blend. Sizes: B batch, V cameras, N Gaussians, H W pixels,
-C channels, K spherical-harmonics coefficients or neighbours, T frames. The constants are those of CONVENTIONS.md.
+C channels, K spherical-harmonics coefficients or neighbours, T frames; of voxels N, too. The constants are those of
+CONVENTIONS.md.
 """
 
 from __future__ import annotations
@@ -337,3 +338,82 @@ def farthest_point_sample(points: ArrayLike, *, count: int) -> NDArray[np.int32]
         nearest = np.minimum(nearest, (offsets[:, 0] ** 2 + offsets[:, 1] ** 2) + offsets[:, 2] ** 2)
         indices[i] = np.argmax(nearest)
     return indices
+
+
+# ---- voxels ---------------------------------------------------------------------------------------------------------
+
+
+def voxel_neighbours(coords: ArrayLike, *, resolution: int) -> NDArray[np.int32]:
+    """Twin of VoxelNeighbours: [N, 27], the voxel in each cell around each voxel, -1 where there is none.
+
+    Args:
+        coords: [N, 3] integers. A row outside of 0 .. resolution - 1 is no voxel: nobody's neighbour, and without any.
+    """
+    coords = np.asarray(coords, np.int64)
+    inside = np.all((coords >= 0) & (coords < resolution), axis=1)
+    grid = np.full((resolution + 2,) * 3, -1, np.int32)  # a border of empty cells, so that no neighbour is outside
+    grid[tuple(coords[inside].T + 1)] = np.flatnonzero(inside)
+    offsets = np.stack(np.meshgrid(*[np.arange(-1, 2)] * 3, indexing="ij"), -1).reshape(27, 3)
+    cells = np.where(inside[:, None, None], coords[:, None] + 1 + offsets, 0)
+    x, y, z = np.moveaxis(cells, -1, 0)
+    near: NDArray[np.int32] = grid[x, y, z]
+    return near
+
+
+def submanifold_convolution(
+    features: ArrayLike, neighbours: ArrayLike, weight: ArrayLike, bias: ArrayLike
+) -> NDArray[Any]:
+    """Twin of SubmanifoldConvolution: [N, D], sum_k features[neighbours[n, k]] weight[k] + bias.
+
+    Args:
+        features: [N, C].
+        neighbours: [N, 27], -1 for zeros.
+        weight: [27, C, D].
+        bias: [D].
+    """
+    gathered = _rows(features, neighbours)
+    weight, bias = np.asarray(weight, np.float64), np.asarray(bias, np.float64)
+    cells, channels, outputs = weight.shape
+    convolved = gathered.reshape(-1, cells * channels) @ weight.reshape(cells * channels, outputs) + bias
+    return _stored(convolved, _dtype_of(features))
+
+
+def gather_mean(features: ArrayLike, table: ArrayLike, *, zeros: int = 0) -> NDArray[Any]:
+    """Twin of GatherMean: [M, C], the sum of the rows that the table names over their number plus `zeros`.
+
+    Args:
+        features: [N, C].
+        table: [M, K], -1 for none.
+    """
+    counts = (np.asarray(table) >= 0).sum(1, keepdims=True) + zeros
+    return _stored(_rows(features, table).sum(1) / np.maximum(counts, 1), _dtype_of(features))
+
+
+def window_attention(qkv: ArrayLike, windows: ArrayLike) -> NDArray[Any]:
+    """Twin of WindowAttention: [N, H, D].
+
+    Args:
+        qkv: [N, 3, H, D].
+        windows: [W, K], each row's members, then -1.
+    """
+    numbers, windows = np.asarray(qkv, np.float64), np.asarray(windows)
+    attended = np.zeros((len(numbers), *numbers.shape[2:]))
+    for window in windows:
+        members = window[window >= 0]
+        queries, keys, values = numbers[members].transpose(1, 2, 0, 3)  # [H, L, D] each
+        scores = queries @ keys.swapaxes(1, 2) / math.sqrt(numbers.shape[3])
+        weights = np.exp(scores - scores.max(2, keepdims=True, initial=-np.inf))
+        attended[members] = (weights / weights.sum(2, keepdims=True) @ values).swapaxes(0, 1)
+    return _stored(attended, _dtype_of(qkv))
+
+
+def _rows(features: ArrayLike, table: ArrayLike) -> Array:
+    """Rows of features [N, C] by a table of any shape [...]: [..., C], zeros for -1."""
+    features = np.asarray(features, np.float64)
+    rows: Array = np.concatenate([features, np.zeros((1, features.shape[1]))])[np.asarray(table)]
+    return rows
+
+
+def _dtype_of(array: ArrayLike) -> str:
+    """What a twin's result is stored in: float16 like its input, or float32."""
+    return "float16" if np.asarray(array).dtype == np.float16 else "float32"

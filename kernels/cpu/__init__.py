@@ -8,6 +8,7 @@ the process may use; the results do not depend on it.
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,15 @@ from edge4d.kernels.checks import (
     STORED,
     check_attributes,
     check_cameras,
+    check_channels,
     check_count,
     check_dtype,
+    check_head,
     check_neighbours,
+    check_resolution,
     check_sh,
     check_shape,
+    check_zeros,
 )
 from edge4d.kernels.ops import ALPHA, DEPTH, IMAGE
 from edge4d.kernels.reference import KnnInterpolation, Rasterization
@@ -230,11 +235,133 @@ def farthest_point_sample(points: NDArray[Any], *, count: int, threads: int = 0)
     return indices
 
 
+def voxel_neighbours(coords: NDArray[Any], *, resolution: int, threads: int = 0) -> NDArray[np.int32]:
+    """Finds the voxels around each voxel (VoxelNeighbours in `kernels.ops`).
+
+    Args:
+        coords: [N, 3] int32. A row outside of 0 .. resolution - 1 is no voxel: nobody's neighbour, and without any, so
+            that a tensor of a fixed size can hold fewer voxels.
+        resolution: cells along a side of the cube, 1 to 256.
+
+    Returns:
+        [N, 27]: the voxel at each offset (-1, 0 or 1 in x, y, z; the last runs fastest), -1 where there is none.
+
+    Raises:
+        InvalidTensor: a shape or dtype is wrong.
+        InvalidRequest: the resolution is not in 1..256.
+        LibraryNotFound: the native kernels are missing.
+    """
+    sizes: dict[str, int] = {"3": 3}
+    coords = _checked("coords", coords, "N3", (np.dtype(np.int32),), sizes)
+    check_resolution(resolution)
+    neighbours = np.empty((len(coords), 27), np.int32)
+    call = _library.voxel_neighbours_call(
+        sizes, resolution, coords=coords.ctypes.data, neighbours=neighbours.ctypes.data
+    )
+    _call("voxel_neighbours", call, threads)
+    return neighbours
+
+
+def submanifold_convolution(
+    features: NDArray[Any], neighbours: NDArray[Any], weight: NDArray[Any], bias: NDArray[Any], *, threads: int = 0
+) -> NDArray[Any]:
+    """Convolves voxels with their 27 neighbours (SubmanifoldConvolution in `kernels.ops`).
+
+    Args:
+        features: [N, C] float32 or float16, like weight and bias.
+        neighbours: [N, 27] int32, of `voxel_neighbours`; -1 counts as zeros.
+        weight: [27, C, D].
+        bias: [D].
+
+    Returns:
+        [N, D] of their dtype; sums are float32.
+
+    Raises:
+        InvalidTensor: a shape, dtype or index is wrong.
+        LibraryNotFound: the native kernels are missing.
+    """
+    sizes: dict[str, int] = {"27": 27}
+    features = _checked("features", features, "NC", STORED, sizes)
+    stored = (features.dtype,)
+    neighbours = _checked("neighbours", neighbours, ("N", "27"), (np.dtype(np.int32),), sizes)
+    weight = _checked("weight", weight, ("27", "C", "D"), stored, sizes)
+    bias = _checked("bias", bias, "D", stored, sizes)
+    check_channels("weight", sizes, "C", "D")
+    _check_rows("neighbours", neighbours, sizes["N"])
+    convolved = np.empty((sizes["N"], sizes["D"]), features.dtype)
+    call = _library.submanifold_convolution_call(
+        sizes,
+        features.dtype.name,
+        features=features.ctypes.data,
+        neighbours=neighbours.ctypes.data,
+        weight=weight.ctypes.data,
+        bias=bias.ctypes.data,
+        convolved=convolved.ctypes.data,
+    )
+    _call("submanifold_convolution", call, threads)
+    return convolved
+
+
+def gather_mean(features: NDArray[Any], table: NDArray[Any], *, zeros: int = 0, threads: int = 0) -> NDArray[Any]:
+    """Means of the rows that a table names (GatherMean in `kernels.ops`).
+
+    Args:
+        features: [N, C] float32 or float16.
+        table: [M, K] int32, rows of features; -1: none.
+        zeros: that each mean counts beside its rows.
+
+    Returns:
+        [M, C] of the features' dtype; sums are float32.
+
+    Raises:
+        InvalidTensor: a shape, dtype or index is wrong.
+        InvalidRequest: zeros is negative.
+        LibraryNotFound: the native kernels are missing.
+    """
+    sizes: dict[str, int] = {}
+    features = _checked("features", features, "NC", STORED, sizes)
+    table = _checked("table", table, "MK", (np.dtype(np.int32),), sizes)
+    check_channels("features", sizes, "C")
+    check_zeros(zeros)
+    _check_rows("table", table, sizes["N"])
+    means = np.empty((sizes["M"], sizes["C"]), features.dtype)
+    addresses = {"features": features.ctypes.data, "table": table.ctypes.data, "means": means.ctypes.data}
+    _call("gather_mean", _library.gather_mean_call(sizes, features.dtype.name, zeros, **addresses), threads)
+    return means
+
+
+def window_attention(qkv: NDArray[Any], windows: NDArray[Any], *, threads: int = 0) -> NDArray[Any]:
+    """Self-attention among the rows of each window (WindowAttention in `kernels.ops`).
+
+    Args:
+        qkv: [N, 3, H, D] float32 or float16: queries, keys and values; D at most 128.
+        windows: [W, K] int32, rows of qkv, each at most once; -1 behind a window's last.
+
+    Returns:
+        [N, H, D] of qkv's dtype, computed in float32; zeros for a row that is in no window.
+
+    Raises:
+        InvalidTensor: a shape, dtype or index is wrong, a row is in several windows, or -1 before another.
+        LibraryNotFound: the native kernels are missing.
+    """
+    sizes: dict[str, int] = {"3": 3}
+    qkv = _checked("qkv", qkv, "N3HD", STORED, sizes)
+    windows = _checked("windows", windows, "WK", (np.dtype(np.int32),), sizes)
+    check_channels("qkv", sizes, "H", "D")
+    check_head(sizes["D"])
+    _check_rows("windows", windows, sizes["N"])
+    _check_windows(windows, sizes["N"])
+    attended = np.empty((sizes["N"], sizes["H"], sizes["D"]), qkv.dtype)
+    addresses = {"qkv": qkv.ctypes.data, "windows": windows.ctypes.data, "attended": attended.ctypes.data}
+    _call("window_attention", _library.window_attention_call(sizes, qkv.dtype.name, **addresses), threads)
+    return attended
+
+
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 
 def _checked(
-    name: str, array: NDArray[Any], dims: str, dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
+    name: str, array: NDArray[Any], dims: Sequence[str], dtypes: tuple[np.dtype[Any], ...], sizes: dict[str, int]
 ) -> NDArray[Any]:
     """The array, contiguous, once its dtype is among `dtypes` and its shape agrees with the letters met so far."""
     if not isinstance(array, np.ndarray):
@@ -251,6 +378,36 @@ def _finite(name: str, array: NDArray[Any]) -> NDArray[Any]:
     if bad:
         raise InvalidTensor(f"'{name}' has values that are not finite.", note=f"{bad} of {array.size} are NaN or Inf.")
     return array
+
+
+def _check_rows(name: str, table: NDArray[Any], count: int) -> None:
+    """Every index of the table is -1, or one of so many rows."""
+    least, greatest = table.min(initial=-1), table.max(initial=-1)
+    if least < -1 or greatest >= count:
+        raise InvalidTensor(
+            f"'{name}' names rows that do not exist.",
+            note=f"It holds {least} to {greatest}; there are {count} rows.",
+            hint="Indices begin at 0; -1 stands for none.",
+        )
+
+
+def _check_windows(windows: NDArray[Any], count: int) -> None:
+    """Members come before -1, and each of so many rows is in one window at most."""
+    exist = windows >= 0
+    late = np.flatnonzero((exist[:, 1:] & ~exist[:, :-1]).any(axis=1))
+    if len(late):
+        raise InvalidTensor(
+            "'windows' has a row behind a -1.",
+            note=f"{len(late)} windows do, the first is {late[0]}.",
+            hint="Give a window's rows first, then -1.",
+        )
+    again = np.flatnonzero(np.bincount(windows[exist], minlength=count) > 1)
+    if len(again):
+        raise InvalidTensor(
+            "'windows' has a row in several places.",
+            note=f"{len(again)} rows are, the first is {again[0]}.",
+            hint="A row is in one window at most.",
+        )
 
 
 def _call(operator: str, parameters: ctypes.Structure, threads: int) -> None:

@@ -73,4 +73,66 @@ inline void check_tensors(const edge4d_farthest_point_sample& call) {
   Require{"FarthestPointSample"}(call.points && call.indices, "a pointer is null");
 }
 
+constexpr int RESOLUTION_MAX = 256;  // the grid of that many cells along a side takes 69 MB
+constexpr int HEAD_CHANNELS_MAX = 128;
+
+inline void check_attributes(const edge4d_voxel_neighbours& call) {
+  constexpr Require require{"VoxelNeighbours"};
+  require(call.size == sizeof call, "the parameter struct is of another version");
+  require(call.voxel_count >= 0, "a size is negative");
+  require(call.resolution >= 1 && call.resolution <= RESOLUTION_MAX, "resolution must lie in 1 .. 256");
+}
+
+inline void check_tensors(const edge4d_voxel_neighbours& call) {
+  Require{"VoxelNeighbours"}(call.coords && call.neighbours, "a pointer is null");
+}
+
+inline bool is_stored(int32_t dtype) { return dtype == EDGE4D_FLOAT32 || dtype == EDGE4D_FLOAT16; }
+
+inline void check_attributes(const edge4d_submanifold_convolution& call) {
+  constexpr Require require{"SubmanifoldConvolution"};
+  require(call.size == sizeof call, "the parameter struct is of another version");
+  require(call.voxel_count >= 0, "a size is negative");
+  require(call.inputs > 0 && call.outputs > 0, "there must be at least one channel");
+  require(is_stored(call.dtype), "features are float32 or float16");
+}
+
+inline void check_tensors(const edge4d_submanifold_convolution& call) {
+  Require{"SubmanifoldConvolution"}(call.features && call.neighbours && call.weight && call.bias && call.convolved,
+                                    "a pointer is null");
+}
+
+inline void check_attributes(const edge4d_gather_mean& call) {
+  constexpr Require require{"GatherMean"};
+  require(call.size == sizeof call, "the parameter struct is of another version");
+  require(call.row_count >= 0 && call.mean_count >= 0 && call.most_rows >= 0, "a size is negative");
+  require(call.channels > 0, "there must be at least one channel");
+  require(call.zeros >= 0, "zeros must not be negative");
+  require(is_stored(call.dtype), "features are float32 or float16");
+}
+
+// Of a call that has means.
+inline void check_tensors(const edge4d_gather_mean& call) {
+  constexpr Require require{"GatherMean"};
+  require(call.means, "a pointer is null");
+  require(call.row_count == 0 || call.features, "a pointer is null");
+  require(call.most_rows == 0 || call.table, "a pointer is null");
+}
+
+inline void check_attributes(const edge4d_window_attention& call) {
+  constexpr Require require{"WindowAttention"};
+  require(call.size == sizeof call, "the parameter struct is of another version");
+  require(call.row_count >= 0 && call.window_count >= 0 && call.longest >= 0, "a size is negative");
+  require(call.heads > 0, "there must be at least one head");
+  require(call.channels >= 1 && call.channels <= HEAD_CHANNELS_MAX, "a head has 1 .. 128 channels");
+  require(is_stored(call.dtype), "queries, keys and values are float32 or float16");
+}
+
+// Of a call that has rows.
+inline void check_tensors(const edge4d_window_attention& call) {
+  constexpr Require require{"WindowAttention"};
+  require(call.qkv && call.attended, "a pointer is null");
+  require(call.window_count == 0 || call.longest == 0 || call.windows, "a pointer is null");
+}
+
 }  // namespace edge4d

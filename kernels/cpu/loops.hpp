@@ -56,6 +56,9 @@ struct Planes {
   float* color;          // [C][PLANE] sums of weight * colour
 };
 
+constexpr int MATRIX_ROWS = 6;  // of a product at a time: their sums fill the registers
+constexpr int PANEL = 32;       // columns; a multiple of every vector's lanes
+
 struct Loops {
   const char* instructions;
   // Writes the visible ones of Gaussians [first, last) to `splats`, in order; returns how many they are and adds to
@@ -70,6 +73,11 @@ struct Loops {
   // Lowers distances[first..last) to the squared distance to `taken` where that is less; returns the index of the
   // greatest, the lowest one among equals.
   size_t (*farthest)(const float* points, const float* taken, size_t first, size_t last, double* distances);
+  // out[i][0 .. PANEL) += a[i][0 .. depth) times panel [depth, PANEL], for MATRIX_ROWS rows i.
+  void (*multiply_add)(const float* const* a, const float* panel, size_t depth, float* const* out);
+  // Turns each of `count` scores into 2^(score - greatest), and returns their sum. Writes up to the next multiple of
+  // PANEL. One that is NaN or infinite makes all NaN.
+  float (*exponentials)(float* scores, size_t count);
 };
 
 const Loops& loops();

@@ -3,6 +3,6 @@
 namespace edge4d {
 
 extern const Loops loops_avx512;
-const Loops loops_avx512 = {"avx512", project, blend, nearest, farthest};
+const Loops loops_avx512 = {"avx512", project, blend, nearest, farthest, multiply_add, exponentials};
 
 }  // namespace edge4d

@@ -3,6 +3,6 @@
 namespace edge4d {
 
 extern const Loops loops_baseline;
-const Loops loops_baseline = {"baseline", project, blend, nearest, farthest};
+const Loops loops_baseline = {"baseline", project, blend, nearest, farthest, multiply_add, exponentials};
 
 }  // namespace edge4d

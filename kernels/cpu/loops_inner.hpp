@@ -371,5 +371,46 @@ size_t farthest(const float* points, const float* taken, size_t first, size_t la
   return best_index;
 }
 
+// ---- matrices -------------------------------------------------------------------------------------------------------
+
+void multiply_add(const float* const* a, const float* panel, size_t depth, float* const* out) {
+  for (int column = 0; column < PANEL; column += 2 * LANES) {
+    vfloat left[MATRIX_ROWS], right[MATRIX_ROWS];
+    for (int i = 0; i < MATRIX_ROWS; ++i) {
+      left[i] = load<vfloat>(out[i] + column);
+      right[i] = load<vfloat>(out[i] + column + LANES);
+    }
+    for (size_t k = 0; k < depth; ++k) {
+      const vfloat b_left = load<vfloat>(panel + k * PANEL + column);
+      const vfloat b_right = load<vfloat>(panel + k * PANEL + column + LANES);
+      for (int i = 0; i < MATRIX_ROWS; ++i) {
+        const vfloat factor = broadcast(a[i][k]);
+        left[i] = fma(factor, b_left, left[i]);
+        right[i] = fma(factor, b_right, right[i]);
+      }
+    }
+    for (int i = 0; i < MATRIX_ROWS; ++i) {
+      store(out[i] + column, left[i]);
+      store(out[i] + column + LANES, right[i]);
+    }
+  }
+}
+
+float exponentials(float* scores, size_t count) {
+  float greatest = scores[0];
+  for (size_t i = 1; i < count; ++i) greatest = scores[i] > greatest ? scores[i] : greatest;
+  for (size_t i = 0; i < count; i += LANES) {
+    const vfloat below = load<vfloat>(scores + i) - greatest;
+    // Beyond 2^-126 nothing is lost that a sum of at least 1 would show. The difference is 0, or NaN and stays so.
+    store(scores + i, exp2(below < -126.f ? broadcast(-126.f) : below) + (below - below));
+  }
+  vfloat sums = {};
+  for (size_t i = count; i % LANES; ++i) scores[i] = 0;
+  for (size_t i = 0; i < count; i += LANES) sums += load<vfloat>(scores + i);
+  float sum = 0;
+  for (int lane = 0; lane < LANES; ++lane) sum += sums[lane];
+  return sum;
+}
+
 }  // namespace
 }  // namespace edge4d

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Protocol, TypeVar
 
 import numpy as np
@@ -27,11 +27,15 @@ from edge4d.kernels._library import MAX_MOTION_TERMS as MAX_MOTION_TERMS
 from edge4d.kernels.checks import (
     STORED,
     check_attributes,
+    check_channels,
     check_count,
     check_dtype,
+    check_head,
     check_neighbours,
+    check_resolution,
     check_sh,
     check_shape,
+    check_zeros,
 )
 from edge4d.kernels.ops import ALPHA, DEPTH, IMAGE
 from edge4d.kernels.reference import KnnInterpolation, Rasterization
@@ -115,8 +119,7 @@ def gaussian_rasterize(
     )
     check_attributes(attributes)
     _check_capacity(max_pairs)
-    dtype = array_interface("means", means).dtype
-    stored = (dtype,) if dtype in STORED else STORED
+    stored = _stored_dtype("means", means)
     inputs = {
         "means": _address("means", means, "BN3", stored, sizes),
         "quats": _address("quats", quats, "BN4", stored, sizes),
@@ -143,8 +146,7 @@ def gaussian_rasterize(
         else None,
         "stats": _address("out.stats", out.stats, "BV5", _INT32, sizes, written=True),
     }
-    stored_as = "float32" if dtype == _FLOAT32[0] else "float16"  # dtype.name takes several microseconds
-    call = _library.gaussian_rasterize_call(sizes, stored_as, attributes, **inputs, **results)
+    call = _library.gaussian_rasterize_call(sizes, _name_of(stored), attributes, **inputs, **results)
     _launch("gaussian_rasterize", call, workspace, stream)
 
 
@@ -270,6 +272,131 @@ def farthest_point_sample_workspace(*, points: int, count: int) -> int:
     """
     check_count(count, points)
     return _workspace_bytes("farthest_point_sample", _fps_call(points, count))
+
+
+def voxel_neighbours(
+    coords: CudaArray, *, resolution: int, out: CudaArray, workspace: CudaArray, stream: object = 0
+) -> None:
+    """Finds the voxels around each voxel, as `kernels.cpu.voxel_neighbours` does.
+
+    Args:
+        coords: [N, 3] int32; a row outside of 0 .. resolution - 1 is no voxel.
+        resolution: cells along a side of the cube, 1 to 256.
+        out: neighbours [N, 27] int32.
+
+    Raises:
+        InvalidTensor: a shape or dtype is wrong, or an array is not dense, aligned GPU memory.
+        InvalidRequest: the resolution is not in 1..256, or the workspace is too small.
+        CudaError: the work could not be launched.
+        LibraryNotFound: the CUDA kernels are missing.
+    """
+    sizes: dict[str, int] = {"3": 3, "27": 27}
+    check_resolution(resolution)
+    addresses = {
+        "coords": _address("coords", coords, "N3", _INT32, sizes),
+        "neighbours": _address("out", out, ("N", "27"), _INT32, sizes, written=True),
+    }
+    _launch("voxel_neighbours", _library.voxel_neighbours_call(sizes, resolution, **addresses), workspace, stream)
+
+
+def voxel_neighbours_workspace(*, resolution: int) -> int:
+    """Bytes of workspace of a `voxel_neighbours`, however many voxels there are.
+
+    Raises:
+        InvalidRequest: the resolution is not in 1..256.
+        LibraryNotFound: the CUDA kernels are missing.
+    """
+    check_resolution(resolution)
+    return _workspace_bytes("voxel_neighbours", _library.voxel_neighbours_call({"N": 0}, resolution))
+
+
+def submanifold_convolution(
+    features: CudaArray,
+    neighbours: CudaArray,
+    weight: CudaArray,
+    bias: CudaArray,
+    *,
+    out: CudaArray,
+    stream: object = 0,
+) -> None:
+    """Convolves voxels with their 27 neighbours, as `kernels.cpu.submanifold_convolution` does.
+
+    Args:
+        features: [N, C] float32 or float16, like weight, bias and out; float16 is multiplied on the tensor cores.
+        neighbours: [N, 27] int32; what is no row of features counts as zeros.
+        weight: [27, C, D].
+        bias: [D].
+        out: [N, D].
+
+    Raises:
+        InvalidTensor: a shape or dtype is wrong, or an array is not dense, aligned GPU memory.
+        CudaError: the work could not be launched.
+        LibraryNotFound: the CUDA kernels are missing.
+    """
+    sizes: dict[str, int] = {"27": 27}
+    stored = _stored_dtype("features", features)
+    addresses = {
+        "features": _address("features", features, "NC", stored, sizes),
+        "neighbours": _address("neighbours", neighbours, ("N", "27"), _INT32, sizes),
+        "weight": _address("weight", weight, ("27", "C", "D"), stored, sizes),
+        "bias": _address("bias", bias, "D", stored, sizes),
+        "convolved": _address("out", out, "ND", stored, sizes, written=True),
+    }
+    check_channels("weight", sizes, "C", "D")
+    call = _library.submanifold_convolution_call(sizes, _name_of(stored), **addresses)
+    _launch_alone("submanifold_convolution", call, stream)
+
+
+def gather_mean(features: CudaArray, table: CudaArray, *, zeros: int = 0, out: CudaArray, stream: object = 0) -> None:
+    """Means of the rows that a table names, as `kernels.cpu.gather_mean` gives them.
+
+    Args:
+        features: [N, C] float32 or float16, like out.
+        table: [M, K] int32; what is no row of features is none.
+        zeros: that each mean counts beside its rows.
+        out: [M, C].
+
+    Raises:
+        InvalidTensor: a shape or dtype is wrong, or an array is not dense, aligned GPU memory.
+        InvalidRequest: zeros is negative.
+        CudaError: the work could not be launched.
+        LibraryNotFound: the CUDA kernels are missing.
+    """
+    sizes: dict[str, int] = {}
+    stored = _stored_dtype("features", features)
+    addresses = {
+        "features": _address("features", features, "NC", stored, sizes),
+        "table": _address("table", table, "MK", _INT32, sizes),
+        "means": _address("out", out, "MC", stored, sizes, written=True),
+    }
+    check_channels("features", sizes, "C")
+    check_zeros(zeros)
+    _launch_alone("gather_mean", _library.gather_mean_call(sizes, _name_of(stored), zeros, **addresses), stream)
+
+
+def window_attention(qkv: CudaArray, windows: CudaArray, *, out: CudaArray, stream: object = 0) -> None:
+    """Self-attention among the rows of each window, as `kernels.cpu.window_attention` computes it.
+
+    Args:
+        qkv: [N, 3, H, D] float32 or float16, like out; D at most 128.
+        windows: [W, K] int32, rows of qkv, each at most once; -1 behind a window's last.
+        out: [N, H, D]; zeros for a row that is in no window.
+
+    Raises:
+        InvalidTensor: a shape or dtype is wrong, or an array is not dense, aligned GPU memory.
+        CudaError: the work could not be launched.
+        LibraryNotFound: the CUDA kernels are missing.
+    """
+    sizes: dict[str, int] = {"3": 3}
+    stored = _stored_dtype("qkv", qkv)
+    addresses = {
+        "qkv": _address("qkv", qkv, "N3HD", stored, sizes),
+        "windows": _address("windows", windows, "WK", _INT32, sizes),
+        "attended": _address("out", out, "NHD", stored, sizes, written=True),
+    }
+    check_channels("qkv", sizes, "H", "D")
+    check_head(sizes["D"])
+    _launch_alone("window_attention", _library.window_attention_call(sizes, _name_of(stored), **addresses), stream)
 
 
 # ---- motion ---------------------------------------------------------------------------------------------------------
@@ -495,7 +622,7 @@ def stream_handle(stream: object) -> int:
 def _address(
     name: str,
     array: object,
-    dims: str,
+    dims: Sequence[str],
     dtypes: tuple[np.dtype[Any], ...],
     sizes: dict[str, int],
     *,
@@ -509,6 +636,16 @@ def _address(
     if written and found.read_only:
         raise InvalidTensor(f"'{name}' is read-only.", hint="Pass an array that may be written.")
     return found.address or None
+
+
+def _stored_dtype(name: str, array: object) -> tuple[np.dtype[Any], ...]:
+    """The dtype that all of a call's tensors have which may be float32 or float16; both when this one has another."""
+    dtype = array_interface(name, array).dtype
+    return (dtype,) if dtype in STORED else STORED
+
+
+def _name_of(stored: tuple[np.dtype[Any], ...]) -> str:
+    return "float32" if stored == _FLOAT32 else "float16"  # dtype.name takes several microseconds
 
 
 def _check_aligned(name: str, address: int, alignment: int) -> None:
@@ -576,7 +713,16 @@ def _launch(operator: str, call: ctypes.Structure, workspace: CudaArray, stream:
     memory = array_interface("workspace", workspace)
     _check_aligned("workspace", memory.address, _WORKSPACE_ALIGNMENT)
     nbytes = math.prod(memory.shape) * memory.dtype.itemsize
+    _launch_over(memory.address, nbytes, operator, call, stream)
+
+
+def _launch_alone(operator: str, call: ctypes.Structure, stream: object) -> None:
+    """What needs no workspace."""
+    _launch_over(None, 0, operator, call, stream)
+
+
+def _launch_over(address: Optional[int], nbytes: int, operator: str, call: ctypes.Structure, stream: object) -> None:
     library = _library.load_cuda()
     launch = getattr(library, f"edge4d_cuda_{operator}")
-    status = launch(ctypes.byref(call), memory.address, nbytes, stream_handle(stream))
+    status = launch(ctypes.byref(call), address, nbytes, stream_handle(stream))
     _library.check(library, operator, status)

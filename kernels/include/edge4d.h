@@ -16,7 +16,7 @@ extern "C" {
 #endif
 
 #define EDGE4D_API __attribute__((visibility("default")))
-#define EDGE4D_ABI_VERSION 1
+#define EDGE4D_ABI_VERSION 2
 
 enum edge4d_status {
   EDGE4D_OK = 0,
@@ -75,6 +75,44 @@ typedef struct edge4d_farthest_point_sample {
   int32_t *indices;           /* [L] */
 } edge4d_farthest_point_sample;
 
+/* Tables hold rows of other tensors. An index that is not 0 .. N - 1 stands for no row: nothing is read there. */
+typedef struct edge4d_voxel_neighbours {
+  uint64_t size;
+  int32_t voxel_count, resolution; /* N */
+  const int32_t *coords;           /* [N, 3] */
+  int32_t *neighbours;             /* [N, 27] */
+} edge4d_voxel_neighbours;
+
+typedef struct edge4d_submanifold_convolution {
+  uint64_t size;
+  int32_t voxel_count, inputs, outputs; /* N, C, D */
+  int32_t dtype;                        /* of features, weight, bias and convolved: float32 or float16 */
+  const void *features;                 /* [N, C] */
+  const int32_t *neighbours;            /* [N, 27] */
+  const void *weight;                   /* [27, C, D] */
+  const void *bias;                     /* [D] */
+  void *convolved;                      /* [N, D] */
+} edge4d_submanifold_convolution;
+
+typedef struct edge4d_gather_mean {
+  uint64_t size;
+  int32_t row_count, channels, mean_count, most_rows; /* N, C, M, K */
+  int32_t zeros;
+  int32_t dtype;        /* of features and means: float32 or float16 */
+  const void *features; /* [N, C] */
+  const int32_t *table; /* [M, K] */
+  void *means;          /* [M, C] */
+} edge4d_gather_mean;
+
+typedef struct edge4d_window_attention {
+  uint64_t size;
+  int32_t row_count, window_count, longest, heads, channels; /* N, W, K, H, D */
+  int32_t dtype;          /* of qkv and attended: float32 or float16 */
+  const void *qkv;        /* [N, 3, H, D] */
+  const int32_t *windows; /* [W, K] */
+  void *attended;         /* [N, H, D] */
+} edge4d_window_attention;
+
 /* One term of a scene's motion: `Poly` or `Delta` of runtime/motion.py, whose formulas it follows. */
 enum edge4d_motion_kind { EDGE4D_POLY = 1, EDGE4D_DELTA = 2 };
 enum edge4d_rotation { EDGE4D_ADD = 0, EDGE4D_MUL_LEFT = 1, EDGE4D_MUL_RIGHT = 2 };
@@ -128,6 +166,10 @@ EDGE4D_API const char *edge4d_cpu_instructions(void);
 EDGE4D_API int32_t edge4d_cpu_gaussian_rasterize(const edge4d_gaussian_rasterize *call, int32_t threads);
 EDGE4D_API int32_t edge4d_cpu_knn_interpolate(const edge4d_knn_interpolate *call, int32_t threads);
 EDGE4D_API int32_t edge4d_cpu_farthest_point_sample(const edge4d_farthest_point_sample *call, int32_t threads);
+EDGE4D_API int32_t edge4d_cpu_voxel_neighbours(const edge4d_voxel_neighbours *call, int32_t threads);
+EDGE4D_API int32_t edge4d_cpu_submanifold_convolution(const edge4d_submanifold_convolution *call, int32_t threads);
+EDGE4D_API int32_t edge4d_cpu_gather_mean(const edge4d_gather_mean *call, int32_t threads);
+EDGE4D_API int32_t edge4d_cpu_window_attention(const edge4d_window_attention *call, int32_t threads);
 
 /* On the GPU every tensor is device memory, aligned to 16 bytes, and `stream` is a cudaStream_t. A call puts work into the
  * stream and returns: it waits for nothing, allocates nothing and reads no host memory later, so it can be captured into
@@ -145,6 +187,18 @@ EDGE4D_API int32_t edge4d_cuda_knn_interpolate(const edge4d_knn_interpolate *cal
 EDGE4D_API uint64_t edge4d_cuda_farthest_point_sample_workspace(const edge4d_farthest_point_sample *call);
 EDGE4D_API int32_t edge4d_cuda_farthest_point_sample(const edge4d_farthest_point_sample *call, void *workspace,
                                                      uint64_t workspace_bytes, void *stream);
+EDGE4D_API uint64_t edge4d_cuda_voxel_neighbours_workspace(const edge4d_voxel_neighbours *call);
+EDGE4D_API int32_t edge4d_cuda_voxel_neighbours(const edge4d_voxel_neighbours *call, void *workspace,
+                                                uint64_t workspace_bytes, void *stream);
+EDGE4D_API uint64_t edge4d_cuda_submanifold_convolution_workspace(const edge4d_submanifold_convolution *call);
+EDGE4D_API int32_t edge4d_cuda_submanifold_convolution(const edge4d_submanifold_convolution *call, void *workspace,
+                                                       uint64_t workspace_bytes, void *stream);
+EDGE4D_API uint64_t edge4d_cuda_gather_mean_workspace(const edge4d_gather_mean *call);
+EDGE4D_API int32_t edge4d_cuda_gather_mean(const edge4d_gather_mean *call, void *workspace,
+                                           uint64_t workspace_bytes, void *stream);
+EDGE4D_API uint64_t edge4d_cuda_window_attention_workspace(const edge4d_window_attention *call);
+EDGE4D_API int32_t edge4d_cuda_window_attention(const edge4d_window_attention *call, void *workspace,
+                                                uint64_t workspace_bytes, void *stream);
 EDGE4D_API int32_t edge4d_cuda_move_gaussians(const edge4d_move_gaussians *call, void *stream);
 
 #ifdef __cplusplus

@@ -166,6 +166,136 @@ Operator schema() {
 
 }  // namespace sample
 
+// ---- VoxelNeighbours ------------------------------------------------------------------------------------------------
+
+namespace voxels {
+
+using C = edge4d_voxel_neighbours;
+
+std::vector<Tensor> inputs(const Call&) { return {{"coords", Type::INT32, "N3", offsetof(C, coords)}}; }
+
+std::vector<Tensor> outputs(const Call&) { return {{"neighbours", Type::INT32, "N#", offsetof(C, neighbours)}}; }
+
+Operator schema() {
+  return {"VoxelNeighbours",
+          sizeof(C),
+          0,
+          {{"resolution", Kind::INT, offsetof(C, resolution), {}}},
+          {{'N', offsetof(C, voxel_count)}},
+          inputs,
+          outputs,
+          [](const Call& attributes) { check_attributes(attributes.voxel_neighbours); },
+          [](const Call& call) { return edge4d_cuda_voxel_neighbours_workspace(&call.voxel_neighbours); },
+          [](const Call& call, void* workspace, uint64_t bytes, void* stream) {
+            return edge4d_cuda_voxel_neighbours(&call.voxel_neighbours, workspace, bytes, stream);
+          }};
+}
+
+}  // namespace voxels
+
+// ---- SubmanifoldConvolution -----------------------------------------------------------------------------------------
+
+namespace convolve {
+
+using C = edge4d_submanifold_convolution;
+
+std::vector<Tensor> inputs(const Call&) {
+  return {{"features", Type::STORED, "NC", offsetof(C, features)},
+          {"neighbours", Type::INT32, "N#", offsetof(C, neighbours)},
+          {"weight", Type::STORED, "#CD", offsetof(C, weight)},
+          {"bias", Type::STORED, "D", offsetof(C, bias)}};
+}
+
+std::vector<Tensor> outputs(const Call&) { return {{"convolved", Type::STORED, "ND", offsetof(C, convolved)}}; }
+
+Operator schema() {
+  return {"SubmanifoldConvolution",
+          sizeof(C),
+          offsetof(C, dtype),
+          {},
+          {{'N', offsetof(C, voxel_count)}, {'C', offsetof(C, inputs)}, {'D', offsetof(C, outputs)}},
+          inputs,
+          outputs,
+          [](const Call&) {},
+          [](const Call& call) { return edge4d_cuda_submanifold_convolution_workspace(&call.submanifold_convolution); },
+          [](const Call& call, void* workspace, uint64_t bytes, void* stream) {
+            return edge4d_cuda_submanifold_convolution(&call.submanifold_convolution, workspace, bytes, stream);
+          }};
+}
+
+}  // namespace convolve
+
+// ---- GatherMean -----------------------------------------------------------------------------------------------------
+
+namespace average {
+
+using C = edge4d_gather_mean;
+
+std::vector<Tensor> inputs(const Call&) {
+  return {{"features", Type::STORED, "NC", offsetof(C, features)}, {"table", Type::INT32, "MK", offsetof(C, table)}};
+}
+
+std::vector<Tensor> outputs(const Call&) { return {{"means", Type::STORED, "MC", offsetof(C, means)}}; }
+
+void check(const Call& attributes) {
+  C call = attributes.gather_mean;
+  call.channels = 1;  // enough for any zeros
+  check_attributes(call);
+}
+
+Operator schema() {
+  return {"GatherMean",
+          sizeof(C),
+          offsetof(C, dtype),
+          {{"zeros", Kind::INT, offsetof(C, zeros), 0.f}},
+          {{'N', offsetof(C, row_count)},
+           {'C', offsetof(C, channels)},
+           {'M', offsetof(C, mean_count)},
+           {'K', offsetof(C, most_rows)}},
+          inputs,
+          outputs,
+          check,
+          [](const Call& call) { return edge4d_cuda_gather_mean_workspace(&call.gather_mean); },
+          [](const Call& call, void* workspace, uint64_t bytes, void* stream) {
+            return edge4d_cuda_gather_mean(&call.gather_mean, workspace, bytes, stream);
+          }};
+}
+
+}  // namespace average
+
+// ---- WindowAttention ------------------------------------------------------------------------------------------------
+
+namespace attend {
+
+using C = edge4d_window_attention;
+
+std::vector<Tensor> inputs(const Call&) {
+  return {{"qkv", Type::STORED, "N3HD", offsetof(C, qkv)}, {"windows", Type::INT32, "WK", offsetof(C, windows)}};
+}
+
+std::vector<Tensor> outputs(const Call&) { return {{"attended", Type::STORED, "NHD", offsetof(C, attended)}}; }
+
+Operator schema() {
+  return {"WindowAttention",
+          sizeof(C),
+          offsetof(C, dtype),
+          {},
+          {{'N', offsetof(C, row_count)},
+           {'H', offsetof(C, heads)},
+           {'D', offsetof(C, channels)},
+           {'W', offsetof(C, window_count)},
+           {'K', offsetof(C, longest)}},
+          inputs,
+          outputs,
+          [](const Call&) {},
+          [](const Call& call) { return edge4d_cuda_window_attention_workspace(&call.window_attention); },
+          [](const Call& call, void* workspace, uint64_t bytes, void* stream) {
+            return edge4d_cuda_window_attention(&call.window_attention, workspace, bytes, stream);
+          }};
+}
+
+}  // namespace attend
+
 [[noreturn]] void refuse(const Operator& of, const std::string& message) {
   edge4d::refuse(std::string(of.name) + ": " + message);
 }
@@ -183,7 +313,8 @@ int32_t int_at(const Call& call, size_t at) {
   return value;
 }
 
-bool is_digit(char dim) { return dim >= '0' && dim <= '9'; }
+// What a dim stands for that is no letter; -1: a letter.
+int32_t number_of(char dim) { return dim == '#' ? 27 : dim >= '0' && dim <= '9' ? dim - '0' : -1; }
 
 // ---- attributes -----------------------------------------------------------------------------------------------------
 
@@ -237,7 +368,9 @@ constexpr size_t ATTRIBUTE_BYTES = 4;
 }  // namespace
 
 const std::vector<Operator>& operators() {
-  static const std::vector<Operator> all = {rasterize::schema(), interpolate::schema(), sample::schema()};
+  static const std::vector<Operator> all = {rasterize::schema(), interpolate::schema(), sample::schema(),
+                                            voxels::schema(),    convolve::schema(),    average::schema(),
+                                            attend::schema()};
   return all;
 }
 
@@ -319,7 +452,7 @@ size_t Node::at(char letter) const {
 std::vector<Extent> Node::extents(size_t output, const std::vector<int32_t>& ranks) const {
   for (size_t input = 0; input < inputs_.size(); ++input) check_rank(input, ranks[input]);
   const auto extent = [&](char dim) -> Extent {
-    if (is_digit(dim)) return {-1, dim - '0'};
+    if (number_of(dim) >= 0) return {-1, number_of(dim)};
     for (size_t input = 0; input < inputs_.size(); ++input) {
       const size_t axis = inputs_[input].dims.find(dim);
       if (axis != std::string_view::npos) return {int32_t(input), int32_t(axis)};
@@ -332,7 +465,7 @@ std::vector<Extent> Node::extents(size_t output, const std::vector<int32_t>& ran
 }
 
 int64_t Node::expected_size(char dim, int64_t found, Call& call, std::bitset<128>& known) const {
-  if (is_digit(dim)) return dim - '0';
+  if (number_of(dim) >= 0) return number_of(dim);
   const size_t member = at(dim);
   if (!known[size_t(dim)]) set(call, member, int32_t(std::min<int64_t>(std::max<int64_t>(found, 0), INT_MAX)));
   known.set(size_t(dim));

@@ -22,6 +22,10 @@ union Call {
   edge4d_gaussian_rasterize gaussian_rasterize;
   edge4d_knn_interpolate knn_interpolate;
   edge4d_farthest_point_sample farthest_point_sample;
+  edge4d_voxel_neighbours voxel_neighbours;
+  edge4d_submanifold_convolution submanifold_convolution;
+  edge4d_gather_mean gather_mean;
+  edge4d_window_attention window_attention;
 };
 
 enum class Type { STORED, FLOAT32, FLOAT16, INT32 };  // STORED: float32 or float16, all such inputs of a node alike
@@ -29,7 +33,7 @@ enum class Type { STORED, FLOAT32, FLOAT16, INT32 };  // STORED: float32 or floa
 struct Tensor {
   const char* name;
   Type type;
-  std::string_view dims;  // a digit for itself, a letter for a size of the operator
+  std::string_view dims;  // a digit for itself, # for 27, a letter for a size of the operator
   size_t address_at;
 };
 

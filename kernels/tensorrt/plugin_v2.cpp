@@ -4,8 +4,9 @@
 // --staticPlugins`, dlopen after libnvinfer with RTLD_GLOBAL). Where they cannot, the registry's loadLibrary gets them
 // from getPluginCreators; it refuses creators that it has already, so that gives none then.
 #include <atomic>
-#include <iterator>
+#include <deque>
 #include <utility>
+#include <vector>
 
 #include "nvinfer.hpp"
 
@@ -113,11 +114,12 @@ class Creator final : public nvinfer1::IPluginCreator {
 };
 
 struct Creators {
-  Creator rasterize{operators()[0]}, interpolate{operators()[1]}, sample{operators()[2]};
-  nvinfer1::IPluginCreator* all[3] = {&rasterize, &interpolate, &sample};
+  std::deque<Creator> creators;  // which stay where they are
+  std::vector<nvinfer1::IPluginCreator*> all;
   bool registered = false;
 
   Creators() {
+    for (const Operator& of : operators()) all.push_back(&creators.emplace_back(of));
     nvinfer1::IPluginRegistry* const registry = getPluginRegistry ? getPluginRegistry() : nullptr;
     if (!registry) return;
     registered = true;
@@ -137,8 +139,8 @@ void log_error(const char* message) noexcept {
 }  // namespace edge4d
 
 extern "C" EDGE4D_API nvinfer1::IPluginCreator* const* getPluginCreators(int32_t& count) {
-  count = edge4d::creators.registered ? 0 : int32_t(std::size(edge4d::creators.all));
-  return edge4d::creators.all;
+  count = edge4d::creators.registered ? 0 : int32_t(edge4d::creators.all.size());
+  return edge4d::creators.all.data();
 }
 
 extern "C" EDGE4D_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { edge4d::logger_finder = finder; }

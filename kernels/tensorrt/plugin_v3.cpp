@@ -1,8 +1,9 @@
 // The operators as plugins of TensorRT 10 and newer. The library is loaded by the registry's loadLibrary (`trtexec
 // --dynamicPlugins`), and needs no symbol of libnvinfer.
 #include <atomic>
-#include <iterator>
+#include <deque>
 #include <utility>
+#include <vector>
 
 #include "nvinfer.hpp"
 
@@ -160,6 +161,15 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
   const nvinfer1::PluginFieldCollection collection_;
 };
 
+struct Creators {
+  std::deque<Creator> creators;  // which stay where they are
+  std::vector<nvinfer1::IPluginCreatorInterface*> all;
+
+  Creators() {
+    for (const Operator& of : operators()) all.push_back(&creators.emplace_back(of));
+  }
+};
+
 }  // namespace
 
 void log_error(const char* message) noexcept {
@@ -170,11 +180,9 @@ void log_error(const char* message) noexcept {
 }  // namespace edge4d
 
 extern "C" EDGE4D_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
-  using edge4d::Creator, edge4d::operators;
-  static Creator rasterize{operators()[0]}, interpolate{operators()[1]}, sample{operators()[2]};
-  static nvinfer1::IPluginCreatorInterface* const all[] = {&rasterize, &interpolate, &sample};
-  count = int32_t(std::size(all));
-  return all;
+  static const edge4d::Creators creators;
+  count = int32_t(creators.all.size());
+  return creators.all.data();
 }
 
 extern "C" EDGE4D_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { edge4d::logger_finder = finder; }

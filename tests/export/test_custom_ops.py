@@ -28,10 +28,33 @@ def gaussians(count: int = 20) -> list[torch.Tensor]:
     ]
 
 
+def voxels(count: int = 30) -> torch.Tensor:
+    """Coordinates [count, 3] of voxels in a cube of 4, none twice."""
+    cells = torch.randperm(64, generator=torch.Generator().manual_seed(1))[:count]
+    return torch.stack([cells // 16, cells // 4 % 4, cells % 4], 1).to(torch.int32)
+
+
+def neighbours() -> torch.Tensor:
+    return torch.from_numpy(reference.voxel_neighbours(voxels().numpy(), resolution=4))
+
+
+def windows() -> torch.Tensor:
+    """Rows 0 to 19 in windows of 7, 1 and 12; the others are in none."""
+    members = [list(range(7)), [7], list(range(8, 20))]
+    return torch.tensor([row + [-1] * (12 - len(row)) for row in members], dtype=torch.int32)
+
+
 CALLS = {
     "GaussianRasterize": lambda: (gaussians(), {"width": 24, "height": 16, "antialiased": 1}),
     "KnnInterpolate": lambda: ([torch.rand(7, 3), torch.rand(12, 3), torch.rand(2, 12, 5)], {"k": 4}),
     "FarthestPointSample": lambda: ([torch.rand(9, 3)], {"count": 4}),
+    "VoxelNeighbours": lambda: ([voxels()], {"resolution": 4}),
+    "SubmanifoldConvolution": lambda: (
+        [torch.rand(30, 6), neighbours(), torch.rand(27, 6, 5) / 50, torch.rand(5)],
+        {},
+    ),
+    "GatherMean": lambda: ([torch.rand(30, 6), neighbours()[:9, :8].contiguous()], {"zeros": 1}),
+    "WindowAttention": lambda: ([torch.randn(30, 3, 2, 8), windows()], {}),
 }
 
 
@@ -55,6 +78,15 @@ def test_shapes_and_dtypes_are_known_without_values(name: str) -> None:
     inputs, attributes = CALLS[name]()
     operator = getattr(torch.ops.edge4d, OPERATORS[name].function)
     torch.library.opcheck(operator, tuple(inputs), attributes, test_utils=("test_schema", "test_faketensor"))
+
+
+@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if operator.outputs[0].dtype == "float"])
+def test_half_precision_comes_out_as_it_goes_in(name: str) -> None:
+    inputs, attributes = CALLS[name]()
+    halves = [tensor.half() if tensor.is_floating_point() else tensor for tensor in inputs]
+    operator = getattr(torch.ops.edge4d, OPERATORS[name].function)
+    assert operator(*halves, **attributes).dtype == torch.float16
+    torch.library.opcheck(operator, tuple(halves), attributes, test_utils="test_faketensor")
 
 
 @pytest.mark.parametrize("out_dtype", ["float32", "float16", "uint8"])

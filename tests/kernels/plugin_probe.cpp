@@ -134,25 +134,20 @@ Creator* named(const char* name, Creator* const* creators, int32_t count) {
 
 }  // namespace
 
-int32_t edge4d_cuda_gaussian_rasterize(const edge4d_gaussian_rasterize* call, void* workspace, uint64_t bytes,
-                                       void* stream) {
-  return remember(call, workspace, bytes, stream);
-}
-int32_t edge4d_cuda_knn_interpolate(const edge4d_knn_interpolate* call, void* workspace, uint64_t bytes, void* stream) {
-  return remember(call, workspace, bytes, stream);
-}
-int32_t edge4d_cuda_farthest_point_sample(const edge4d_farthest_point_sample* call, void* workspace, uint64_t bytes,
-                                          void* stream) {
-  return remember(call, workspace, bytes, stream);
-}
-// Bytes from which the test sees whose sizes they are.
-uint64_t edge4d_cuda_gaussian_rasterize_workspace(const edge4d_gaussian_rasterize* call) {
-  return uint64_t(call->gaussians) * (call->dtype == EDGE4D_FLOAT16 ? 2 : 4);
-}
-uint64_t edge4d_cuda_knn_interpolate_workspace(const edge4d_knn_interpolate* call) { return call->point_count; }
-uint64_t edge4d_cuda_farthest_point_sample_workspace(const edge4d_farthest_point_sample* call) {
-  return call->point_count;
-}
+// Workspaces have bytes from which the test sees whose sizes they are.
+#define LAUNCHER(name, bytes_of)                                                                         \
+  int32_t edge4d_cuda_##name(const edge4d_##name* call, void* workspace, uint64_t bytes, void* stream) { \
+    return remember(call, workspace, bytes, stream);                                                     \
+  }                                                                                                      \
+  uint64_t edge4d_cuda_##name##_workspace(const edge4d_##name* call) { return bytes_of; }
+
+LAUNCHER(gaussian_rasterize, uint64_t(call->gaussians) * (call->dtype == EDGE4D_FLOAT16 ? 2 : 4))
+LAUNCHER(knn_interpolate, uint64_t(call->point_count))
+LAUNCHER(farthest_point_sample, uint64_t(call->point_count))
+LAUNCHER(voxel_neighbours, uint64_t(call->voxel_count))
+LAUNCHER(submanifold_convolution, uint64_t(call->voxel_count))
+LAUNCHER(gather_mean, uint64_t(call->row_count))
+LAUNCHER(window_attention, uint64_t(call->row_count))
 
 PROBE const Launch* probe_last_launch() { return &last; }
 PROBE const char* probe_log() { return logger.text.c_str(); }

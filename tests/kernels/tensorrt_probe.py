@@ -25,6 +25,10 @@ CALLS = {
     "GaussianRasterize": _library.GaussianRasterizeCall,
     "KnnInterpolate": _library.KnnInterpolateCall,
     "FarthestPointSample": _library.FarthestPointSampleCall,
+    "VoxelNeighbours": _library.VoxelNeighboursCall,
+    "SubmanifoldConvolution": _library.SubmanifoldConvolutionCall,
+    "GatherMean": _library.GatherMeanCall,
+    "WindowAttention": _library.WindowAttentionCall,
 }
 FLOAT, HALF, INT32 = 0, 1, 3  # nvinfer1::DataType
 LINEAR, CHW2 = 0, 1  # nvinfer1::TensorFormat

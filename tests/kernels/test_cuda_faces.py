@@ -87,6 +87,41 @@ def fps(**changes: Any) -> None:
     cuda.farthest_point_sample(**{**arguments, **changes})
 
 
+def neighbours(**changes: Any) -> None:
+    arguments = {
+        "coords": Claimed(9, 3, dtype="int32"),
+        "resolution": 16,
+        "out": Claimed(9, 27, dtype="int32"),
+        "workspace": Claimed(1 << 16, dtype="uint8"),
+    }
+    cuda.voxel_neighbours(**{**arguments, **changes})
+
+
+def convolve(**changes: Any) -> None:
+    arguments = {
+        "features": Claimed(9, 4),
+        "neighbours": Claimed(9, 27, dtype="int32"),
+        "weight": Claimed(27, 4, 6),
+        "bias": Claimed(6),
+        "out": Claimed(9, 6),
+    }
+    cuda.submanifold_convolution(**{**arguments, **changes})
+
+
+def mean(**changes: Any) -> None:
+    arguments = {"features": Claimed(9, 4), "table": Claimed(5, 8, dtype="int32"), "out": Claimed(5, 4)}
+    cuda.gather_mean(**{**arguments, **changes})
+
+
+def attend(**changes: Any) -> None:
+    arguments = {"qkv": Claimed(9, 3, 2, 8), "windows": Claimed(5, 4, dtype="int32"), "out": Claimed(9, 2, 8)}
+    cuda.window_attention(**{**arguments, **changes})
+
+
+def halved(*shape: int) -> Claimed:
+    return Claimed(*shape, dtype="float16")
+
+
 def move(**changes: Any) -> None:
     stored = StoredGaussians(Claimed(7, 3), Claimed(7, 4), Claimed(7, 3), Claimed(7), Claimed(7, 4, 3))
     options = {
@@ -101,7 +136,7 @@ def move(**changes: Any) -> None:
 
 
 DELTA = DeltaTerm(Claimed(3, dtype="float64"), Claimed(3, 7, 5, dtype="float16"), {"means": 0})
-CALLS = [rasterize, knn, fps, move]
+CALLS = [rasterize, knn, fps, neighbours, convolve, mean, attend, move]
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -120,6 +155,15 @@ RIGHT: list[tuple[Callable[..., None], dict[str, Any]]] = [
     (move, {"stored": StoredGaussians(colors=Claimed(7, 3)), "out": StoredGaussians(colors=Claimed(7, 3))}),
     (move, {"terms": [DELTA._replace(data=Claimed(3, 2, 5), row_of=Claimed(7, dtype="int32"))]}),
     (move, {"terms": [DELTA] * 4}),
+    (
+        convolve,
+        {
+            name: halved(*size)
+            for name, size in (("features", (9, 4)), ("weight", (27, 4, 6)), ("bias", (6,)), ("out", (9, 6)))
+        },
+    ),
+    (mean, {"features": halved(9, 4), "out": halved(5, 4), "zeros": 1}),
+    (attend, {"qkv": halved(9, 3, 2, 8), "out": halved(9, 2, 8)}),
 ]
 
 
@@ -155,6 +199,18 @@ WRONG: list[tuple[Callable[..., None], dict[str, Any], str]] = [
     (knn, {"points": Claimed(3, 3), "values": Claimed(2, 3, 3)}, "fewer points than neighbours"),
     (knn, {"out": KnnInterpolation(Claimed(2, 5, 3), Claimed(5, 4), Claimed(5, 4))}, r"'out\.indices' has the wrong"),
     (fps, {"out": Claimed(5, dtype="int32")}, "'out' has the wrong shape"),
+    (neighbours, {"coords": Claimed(9, 3)}, "'coords' has the wrong dtype"),
+    (neighbours, {"out": Claimed(9, 26, dtype="int32")}, r"'out' has the wrong shape.*\[9, 27\]"),
+    (convolve, {"neighbours": Claimed(8, 27, dtype="int32")}, "'neighbours' has the wrong shape"),
+    (convolve, {"weight": Claimed(27, 6, 4)}, "'weight' has the wrong shape"),
+    (convolve, {"bias": halved(6)}, "'bias' has the wrong dtype"),
+    (convolve, {"features": Claimed(9, 0), "weight": Claimed(27, 0, 6)}, "'weight' has no channels"),
+    (convolve, {"out": Claimed(9, 6, read_only=True)}, "'out' is read-only"),
+    (mean, {"table": Claimed(5, 8)}, "'table' has the wrong dtype"),
+    (mean, {"out": Claimed(9, 4)}, "'out' has the wrong shape"),
+    (attend, {"qkv": Claimed(9, 2, 2, 8)}, "'qkv' has the wrong shape"),
+    (attend, {"qkv": Claimed(9, 3, 1, 129), "out": Claimed(9, 1, 129)}, "D is 129; allowed: 1 to 128"),
+    (attend, {"out": halved(9, 2, 8)}, "'out' has the wrong dtype"),
     (move, {"time": Claimed(1)}, "'time' has the wrong dtype"),
     (move, {"groups": Claimed(8, dtype="int32")}, "'groups' has the wrong shape"),
     (move, {"stored": StoredGaussians(), "out": StoredGaussians(means=Claimed(7, 3))}, "no means to move"),
@@ -176,6 +232,8 @@ IMPOSSIBLE: list[tuple[Callable[..., None], dict[str, Any], str]] = [
     (rasterize, {"out_dtype": "float64"}, "out_dtype is float64"),
     (knn, {"k": 17}, "k is 17"),
     (fps, {"count": 10}, "count is 10"),
+    (neighbours, {"resolution": 257}, "resolution is 257"),
+    (mean, {"zeros": -1}, "zeros is -1"),
     (move, {"scale_activation": "relu"}, "scale_activation is 'relu'"),
     (move, {"terms": [DELTA] * 5}, "Term 5"),
     (move, {"terms": ["spin"]}, "Term 1 is a str"),
@@ -204,6 +262,7 @@ def test_what_cannot_work_is_refused(call, changes, message) -> None:
         lambda: cuda.gaussian_rasterize_workspace(gaussians=5, width=4, height=4, max_pairs=0),
         lambda: cuda.knn_interpolate_workspace(queries=5, points=9, frames=1, channels=3, k=17),
         lambda: cuda.farthest_point_sample_workspace(points=5, count=6),
+        lambda: cuda.voxel_neighbours_workspace(resolution=0),
     ],
 )
 def test_workspaces_of_what_cannot_work(ask) -> None:
@@ -281,7 +340,7 @@ def test_activations_that_do_not_belong_are_refused(built) -> None:
         move(opacity_activation="exp")
 
 
-@pytest.mark.parametrize("operator", ["gaussian_rasterize", "knn_interpolate", "farthest_point_sample"])
+@pytest.mark.parametrize("operator", [name for name, _ in _library._OPERATORS])
 def test_structs_of_another_version_are_refused(built, operator) -> None:
     library, call = _library.load_cuda(), dict(_library._OPERATORS)[operator](size=8)
     status = getattr(library, f"edge4d_cuda_{operator}")(ctypes.byref(call), ADDRESS, 1 << 20, 0)
@@ -297,8 +356,9 @@ def test_motion_of_another_version_is_refused(built) -> None:
 
 
 def test_a_workspace_that_is_too_small_is_refused(built) -> None:
-    with pytest.raises(InvalidRequest, match="workspace"):
-        rasterize(workspace=Claimed(0, dtype="uint8"))
+    for call in (rasterize, neighbours):
+        with pytest.raises(InvalidRequest, match="workspace"):
+            call(workspace=Claimed(0, dtype="uint8"))
 
 
 def test_workspaces_are_told_without_a_gpu(built) -> None:
@@ -307,3 +367,4 @@ def test_workspaces_are_told_without_a_gpu(built) -> None:
     assert 0 < few < many
     assert cuda.knn_interpolate_workspace(queries=100, points=1000, frames=2, channels=3) >= 0
     assert cuda.farthest_point_sample_workspace(points=1000, count=10) >= 0
+    assert cuda.voxel_neighbours_workspace(resolution=64) >= 4 * 64**3

@@ -18,6 +18,10 @@ STRUCTS = {
     "edge4d_gaussian_rasterize": _library.GaussianRasterizeCall,
     "edge4d_knn_interpolate": _library.KnnInterpolateCall,
     "edge4d_farthest_point_sample": _library.FarthestPointSampleCall,
+    "edge4d_voxel_neighbours": _library.VoxelNeighboursCall,
+    "edge4d_submanifold_convolution": _library.SubmanifoldConvolutionCall,
+    "edge4d_gather_mean": _library.GatherMeanCall,
+    "edge4d_window_attention": _library.WindowAttentionCall,
     "edge4d_motion_term": _library.MotionTerm,
     "edge4d_move_gaussians": _library.MoveGaussiansCall,
 }

@@ -16,6 +16,10 @@ STRUCTS = {
     "GaussianRasterize": _library.GaussianRasterizeCall,
     "KnnInterpolate": _library.KnnInterpolateCall,
     "FarthestPointSample": _library.FarthestPointSampleCall,
+    "VoxelNeighbours": _library.VoxelNeighboursCall,
+    "SubmanifoldConvolution": _library.SubmanifoldConvolutionCall,
+    "GatherMean": _library.GatherMeanCall,
+    "WindowAttention": _library.WindowAttentionCall,
 }
 HEADER = (Path(__file__).parents[2] / "kernels" / "include" / "edge4d.h").read_text()
 C_TYPES = {"uint64_t": ctypes.c_uint64, "int32_t": ctypes.c_int32, "float": ctypes.c_float}

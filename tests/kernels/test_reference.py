@@ -200,3 +200,64 @@ def test_farthest_points_on_a_line() -> None:
 def test_farthest_points_prefer_the_lowest_index() -> None:
     points = np.array([[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 1, 0]])
     assert reference.farthest_point_sample(points, count=2).tolist() == [0, 1]
+
+
+# ---- voxels ---------------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_of_voxels() -> None:
+    # Two above each other in z, one in the opposite corner, one row that is no voxel.
+    near = reference.voxel_neighbours([[0, 0, 0], [0, 0, 1], [3, 3, 3], [-1, -1, -1]], resolution=4)
+    expected = np.full((4, 27), -1)
+    expected[[0, 1, 2], 13] = [0, 1, 2]
+    expected[0, 14] = 1  # offset (0, 0, 1)
+    expected[1, 12] = 0  # offset (0, 0, -1)
+    assert near.tolist() == expected.tolist()
+    assert reference.voxel_neighbours([[1, 2, 0], [0, 1, 1]], resolution=3)[0].tolist().index(1) == 0 * 9 + 0 * 3 + 2
+
+
+def test_of_voxels_in_one_cell_the_last_counts() -> None:
+    near = reference.voxel_neighbours([[1, 1, 1], [1, 1, 1]], resolution=2)
+    assert near[:, 13].tolist() == [1, 1]
+    assert (near >= 0).sum() == 2
+
+
+def test_a_convolution_of_voxels() -> None:
+    near = reference.voxel_neighbours([[0, 0, 0], [0, 0, 1]], resolution=2)
+    weight = np.zeros((27, 2, 1))
+    weight[13], weight[14] = [[1], [10]], [[100], [1000]]
+    # The first sees the second at offset 14; the second has nobody there.
+    convolved = reference.submanifold_convolution([[1, 2], [3, 4]], near, weight, [0.5])
+    assert convolved.tolist() == [[1 + 20 + 300 + 4000 + 0.5], [3 + 40 + 0.5]]
+
+
+def test_a_convolution_of_a_full_grid_is_a_dense_one() -> None:
+    rng = np.random.default_rng(0)
+    coords = np.argwhere(np.ones((4, 4, 4)))
+    features, weight = rng.normal(size=(64, 2)), rng.normal(size=(27, 2, 3))
+    convolved = reference.submanifold_convolution(
+        features, reference.voxel_neighbours(coords, resolution=4), weight, np.zeros(3)
+    )
+    padded = np.pad(features.reshape(4, 4, 4, 2), [(1, 1)] * 3 + [(0, 0)])
+    cells = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3), axis=(0, 1, 2))  # [4, 4, 4, C, 3, 3, 3]
+    dense = np.einsum("xyzcijk,ijkcd->xyzd", cells, weight.reshape(3, 3, 3, 2, 3))
+    np.testing.assert_allclose(convolved, dense.reshape(64, 3), rtol=0, atol=20 * FLOAT32)  # values up to 20
+
+
+def test_means_of_rows() -> None:
+    features = [[1.0, 2.0], [3.0, 6.0]]
+    table = [[0, 1, -1], [-1, 1, -1], [-1, -1, -1]]
+    assert reference.gather_mean(features, table).tolist() == [[2, 4], [3, 6], [0, 0]]
+    halves = reference.gather_mean(features, table, zeros=1)
+    np.testing.assert_allclose(halves, [[4 / 3, 8 / 3], [1.5, 3], [0, 0]], atol=FLOAT32)
+
+
+def test_attention_among_the_rows_of_a_window() -> None:
+    qkv = np.zeros((4, 3, 1, 4))
+    qkv[0, 0, 0, 0] = 2 * math.log(3)  # over sqrt(4): a score of ln 3 with the first's key, 0 with the second's
+    qkv[0, 1, 0, 0] = 1
+    qkv[:, 2, 0] = [[1, 0, 0, 0], [5, 0, 0, 0], [7, 7, 7, 7], [9, 9, 9, 9]]
+    attended = reference.window_attention(qkv, [[0, 1, -1], [2, -1, -1]])
+    np.testing.assert_allclose(attended[0, 0], [(3 * 1 + 5) / 4, 0, 0, 0], atol=FLOAT32)
+    np.testing.assert_allclose(attended[1, 0], [3, 0, 0, 0], atol=FLOAT32)  # equal scores
+    assert attended[2:].tolist() == [[[7, 7, 7, 7]], [[0, 0, 0, 0]]]  # alone, and in no window

@@ -8,9 +8,22 @@ from typing import Any
 import numpy as np
 import pytest
 from kernel_scenes import HEIGHT, NAMES, WIDTH, draw_cpu, halved, psnr, random_scene
+from voxel_scenes import STORED, assert_near, convolution, qkv_of, sphere
 
 from edge4d.kernels import cpu
-from edge4d.kernels.ops import DOMAIN, FARTHEST_POINT_SAMPLE, GAUSSIAN_RASTERIZE, KNN_INTERPOLATE, VERSION, Operator
+from edge4d.kernels.ops import (
+    DOMAIN,
+    FARTHEST_POINT_SAMPLE,
+    GATHER_MEAN,
+    GAUSSIAN_RASTERIZE,
+    KNN_INTERPOLATE,
+    SUBMANIFOLD_CONVOLUTION,
+    VERSION,
+    VOXEL_NEIGHBOURS,
+    WINDOW_ATTENTION,
+    Operator,
+)
+from edge4d.runtime import voxels
 from edge4d.runtime.backends.cuda import DeviceArray, Graph, Stream
 from edge4d.runtime.bundle_engines import plugin_library
 from edge4d.runtime.engine_from_onnx import BuildRequest, engine_from_onnx, library_version
@@ -173,3 +186,37 @@ def test_farthest_point_sample(plugins: Path, tmp_path: Path) -> None:
         FARTHEST_POINT_SAMPLE, plugins, tmp_path, {"points": points}, {"indices": expected}, {"count": 128}
     ).run()
     np.testing.assert_array_equal(found["indices"], expected)
+
+
+def test_voxel_neighbours(plugins: Path, tmp_path: Path) -> None:
+    inputs = {"coords": sphere(32)}
+    expected = cpu.voxel_neighbours(inputs["coords"], resolution=32)
+    found = Node(VOXEL_NEIGHBOURS, plugins, tmp_path, inputs, {"neighbours": expected}, {"resolution": 32}).run()
+    np.testing.assert_array_equal(found["neighbours"], expected)
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_submanifold_convolution(plugins: Path, tmp_path: Path, dtype: str) -> None:
+    inputs = convolution(9, voxels.neighbours(sphere(24), 24), 64, 96, dtype)
+    expected = cpu.submanifold_convolution(*inputs)
+    outputs = {"convolved": expected}
+    found = Node(SUBMANIFOLD_CONVOLUTION, plugins, tmp_path, inputs._asdict(), outputs, {}).run()
+    assert_near(found["convolved"], expected, 27 * 64)
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_gather_mean(plugins: Path, tmp_path: Path, dtype: str) -> None:
+    coarse = voxels.coarse(sphere(24), 24)
+    features = np.random.default_rng(10).normal(size=(len(coarse.parents), 40)).astype(dtype)
+    expected = cpu.gather_mean(features, coarse.children, zeros=1)
+    inputs = {"features": features, "table": coarse.children}
+    found = Node(GATHER_MEAN, plugins, tmp_path, inputs, {"means": expected}, {"zeros": 1}).run()
+    assert_near(found["means"], expected, 8)
+
+
+@pytest.mark.parametrize("dtype", STORED)
+def test_window_attention(plugins: Path, tmp_path: Path, dtype: str) -> None:
+    inputs = {"qkv": qkv_of(11, len(sphere(24)), 3, 64, dtype), "windows": voxels.windows(sphere(24), 8).voxels}
+    expected = cpu.window_attention(**inputs)
+    found = Node(WINDOW_ATTENTION, plugins, tmp_path, inputs, {"attended": expected}, {}).run()
+    assert_near(found["attended"], expected, 64 + inputs["windows"].shape[1])

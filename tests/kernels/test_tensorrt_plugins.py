@@ -23,11 +23,15 @@ from edge4d.kernels import _library
 from edge4d.kernels.ops import ALPHA, DEPTH, DOMAIN, GAUSSIAN_RASTERIZE, IMAGE, OPERATORS, VERSION, Operator
 
 HEADERS = tensorrt_probe.header_sets()
-SIZES = {"B": 2, "N": 50, "C": 3, "V": 4, "Q": 6, "M": 70, "T": 8, "K": 9}
+SIZES = {"B": 2, "N": 50, "C": 3, "V": 4, "Q": 6, "M": 70, "T": 8, "K": 9, "D": 10, "H": 11, "W": 12}
 GIVEN: dict[str, dict[str, Any]] = {
     "GaussianRasterize": {"width": 40, "height": 24, "max_pairs": 1000},
     "KnnInterpolate": {},
     "FarthestPointSample": {"count": 5},
+    "VoxelNeighbours": {"resolution": 64},
+    "SubmanifoldConvolution": {},
+    "GatherMean": {},
+    "WindowAttention": {},
 }
 OTHERS: dict[str, dict[str, Any]] = {  # than the defaults, every one
     "GaussianRasterize": {
@@ -47,17 +51,21 @@ OTHERS: dict[str, dict[str, Any]] = {  # than the defaults, every one
     },
     "KnnInterpolate": {"k": 3, "beta": 2.5, "radius_mask": 0},
     "FarthestPointSample": {"count": 7},
+    "VoxelNeighbours": {"resolution": 32},
+    "SubmanifoldConvolution": {},
+    "GatherMean": {"zeros": 1},
+    "WindowAttention": {},
 }
 operators = pytest.mark.parametrize("operator", OPERATORS.values(), ids=list(OPERATORS))
-# Of a struct the names that the schema has under others.
+# What a struct calls the schema's letters.
 MEMBERS = {
-    "B": "batch",
-    "V": "cameras",
-    "C": "channels",
-    "K": "coefficients",
-    "Q": "query_count",
-    "M": "point_count",
-    "T": "frames",
+    "GaussianRasterize": {"B": "batch", "V": "cameras", "N": "gaussians", "C": "channels", "K": "coefficients"},
+    "KnnInterpolate": {"Q": "query_count", "M": "point_count", "T": "frames", "C": "channels"},
+    "FarthestPointSample": {"N": "point_count"},
+    "VoxelNeighbours": {"N": "voxel_count"},
+    "SubmanifoldConvolution": {"N": "voxel_count", "C": "inputs", "D": "outputs"},
+    "GatherMean": {"N": "row_count", "C": "channels", "M": "mean_count", "K": "most_rows"},
+    "WindowAttention": {"N": "row_count", "W": "window_count", "K": "longest", "H": "heads", "D": "channels"},
 }
 
 
@@ -80,12 +88,14 @@ def inputs_of(operator: Operator, attributes: dict[str, Any], stored: int = FLOA
         if tensor.name == "colors" and attributes["sh_degree"] >= 0:
             dims = ("B", "N", "K", 3)
         shape = tuple(SIZES[dim] if isinstance(dim, str) else dim for dim in dims)
-        descs.append(TensorDesc(shape, stored if tensor.dtype == "float" else FLOAT))
+        descs.append(TensorDesc(shape, {"float": stored, "float32": FLOAT, "int32": INT32}[tensor.dtype]))
     return descs
 
 
-def expected_outputs(operator: Operator, attributes: dict[str, Any]) -> list[tuple[tuple[int, ...], int]]:
-    types = {"float32": FLOAT, "float16": HALF, "int32": INT32, "out_dtype": FLOAT}
+def expected_outputs(
+    operator: Operator, attributes: dict[str, Any], stored: int = FLOAT
+) -> list[tuple[tuple[int, ...], int]]:
+    types = {"float": stored, "float32": FLOAT, "float16": HALF, "int32": INT32, "out_dtype": FLOAT}
     if "out_dtype" in attributes:
         types["out_dtype"] = types[attributes["out_dtype"]]
     result = []
@@ -145,8 +155,7 @@ def check_launch(plugin: tensorrt_probe.Plugin, attributes: dict[str, Any], stor
     letters = {dim for tensor in operator.inputs for dim in tensor.dims if isinstance(dim, str)}
     letters |= {"K"} if attributes.get("sh_degree", -1) >= 0 else set()
     for letter in letters:
-        member = MEMBERS.get(letter, "gaussians" if "gaussians" in dict(call._fields_) else "point_count")
-        assert getattr(call, member) == SIZES[letter], letter
+        assert getattr(call, MEMBERS[operator.name][letter]) == SIZES[letter], letter
     for index, tensor in enumerate(operator.inputs):
         assert getattr(call, tensor.name) == 0x10000 + 16 * index, tensor.name
     for index, tensor in enumerate(operator.outputs):
@@ -157,11 +166,15 @@ def check_launch(plugin: tensorrt_probe.Plugin, attributes: dict[str, Any], stor
     plugin.destroy()
 
 
-def test_the_struct_holds_the_dtype_of_the_gaussians(probe) -> None:
+@pytest.mark.parametrize("name", [name for name, operator in OPERATORS.items() if operator.inputs[0].dtype == "float"])
+def test_the_struct_holds_the_dtype_that_tensors_are_stored_in(probe, name) -> None:
+    operator = OPERATORS[name]
     for stored, dtype in ((FLOAT, "float32"), (HALF, "float16")):
-        plugin = probe.create("GaussianRasterize", GIVEN["GaussianRasterize"])
-        call, _ = launched(plugin, attributes_of(GAUSSIAN_RASTERIZE, **GIVEN["GaussianRasterize"]), stored)
+        plugin = probe.create(name, GIVEN[name])
+        complete = attributes_of(operator, **GIVEN[name])
+        call, _ = launched(plugin, complete, stored)
         assert call.dtype == _library.DTYPES[dtype]
+        assert plugin.outputs(inputs_of(operator, complete, stored)) == expected_outputs(operator, complete, stored)
         plugin.destroy()
 
 
@@ -190,6 +203,8 @@ def test_a_missing_attribute_is_named(probe, operator) -> None:
         ("GaussianRasterize", {"fast": "yes"}, "fast is a string; expected an int32"),
         ("KnnInterpolate", {"k": 17}, "k must lie in 1 .. 16"),
         ("FarthestPointSample", {"count": 0}, "count must lie in 1"),
+        ("VoxelNeighbours", {"resolution": 257}, "resolution must lie in 1 .. 256"),
+        ("GatherMean", {"zeros": -1}, "zeros must not be negative"),
     ],
 )
 def test_attributes_that_cannot_work_are_refused_when_the_graph_is_parsed(probe, operator, attributes, reason) -> None:
@@ -226,7 +241,7 @@ def test_tensors_are_linear_and_of_the_schemas_types(probe, operator) -> None:
     plugin = probe.create(operator.name, GIVEN[operator.name])
     for stored in (FLOAT, HALF):
         inputs = inputs_of(operator, complete, stored)
-        tensors = [*inputs, *(TensorDesc(*output) for output in expected_outputs(operator, complete))]
+        tensors = [*inputs, *(TensorDesc(*output) for output in expected_outputs(operator, complete, stored))]
         for position, tensor in enumerate(tensors):
             assert plugin.supports(tensors, position), position
             for other in (tensor._replace(format=CHW2), tensor._replace(type=2)):  # int8
@@ -276,6 +291,14 @@ def test_shapes_that_do_not_agree_are_refused(probe, name, shape, reason) -> Non
     if len(shape) != len(GAUSSIAN_RASTERIZE.inputs[index].dims):
         with pytest.raises(Refused, match=f"GaussianRasterize: {reason}"):
             plugin.outputs(inputs)
+    plugin.destroy()
+
+
+def test_tables_of_neighbours_have_27_columns(probe) -> None:
+    plugin = probe.create("SubmanifoldConvolution", {})
+    inputs = [TensorDesc((50, 3)), TensorDesc((50, 26), INT32), TensorDesc((27, 3, 10)), TensorDesc((10,))]
+    with pytest.raises(Refused, match="SubmanifoldConvolution: neighbours has size 26 along axis 1; expected 27"):
+        plugin.enqueue(inputs, range(16, 20), [32])
     plugin.destroy()
 
 
@@ -401,7 +424,7 @@ def test_plugins_of_8_register_themselves_where_there_is_a_registry(probe, tmp_p
         if before:
             print(registry.fake_registered().decode())
     """
-    assert run(script, str(probe.path)).stdout.split() == ["3"]
+    assert run(script, str(probe.path)).stdout.split() == [str(len(OPERATORS))]
     assert run(script, str(probe.path), str(fake)).stdout.split() == [
         "0",
         *(word for name in OPERATORS for word in (f"{DOMAIN}::{name}", str(VERSION))),
