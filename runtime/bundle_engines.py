@@ -168,11 +168,12 @@ def built_or_cached(
 
 
 def parts(stage: Stage, precision: str, library: str) -> list[Part]:
-    """The graphs of a stage that `library` makes engines of."""
+    """The graphs of a stage that `library` makes engines of: the whole one, but where TensorRT-RTX would find operators
+    of ours in it."""
     graph = stage.graph(precision)
-    if library == "tensorrt":
-        inputs = tuple(tensor.name for tensor in stage.inputs)
-        return [Part(stage.name, graph.whole, inputs, any(isinstance(step, OperatorStep) for step in graph.steps))]
+    has_operators = any(isinstance(step, OperatorStep) for step in graph.steps)
+    if library == "tensorrt" or not has_operators:
+        return [Part(stage.name, graph.whole, tuple(tensor.name for tensor in stage.inputs), has_operators)]
     steps = [step for step in graph.steps if isinstance(step, SessionStep)]
     names = [stage.name] if len(steps) == 1 else [f"{stage.name}.{i}" for i in range(len(steps))]
     return [Part(name, step.onnx, step.inputs) for name, step in zip(names, steps)]

@@ -41,6 +41,15 @@ def test_tensorrt_takes_a_graph_whole_and_rtx_what_lies_between_operators(stage)
         parts(stage, "fp16", "tensorrt")
 
 
+@pytest.mark.parametrize("library", ["tensorrt", "tensorrt_rtx"])
+def test_without_operators_both_take_the_whole(stage, tmp_path, library):
+    """In int8, what ONNX Runtime gets is another graph."""
+    step = SessionStep(tmp_path / "for_the_cpu.onnx", ("image", "scale"), ("out",))
+    stage.graphs["int8"] = Graph(tmp_path / "for_engines.onnx", (step,))
+    (part,) = parts(stage, "int8", library)
+    assert (part.name, part.onnx.name, part.inputs) == ("see", "for_engines.onnx", ("image", "scale"))
+
+
 def test_profiles_are_the_axes_sizes(stage):
     assert profiles(stage, ("image", "scale")) == {"image": ((1, 3, 32, 32), (1, 3, 64, 96), (1, 3, 128, 128))}
     with pytest.raises(InvalidRequest, match="takes chosen from an operator"):
