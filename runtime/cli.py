@@ -11,7 +11,7 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -110,6 +110,9 @@ CameraScale = Annotated[float, typer.Option(metavar="S", help="Metres per unit o
 DepthVideo = Annotated[
     Optional[Path], typer.Option(metavar="OUT", help="Also write the depth in colours: a .mp4 file or a folder.")
 ]
+
+_TRAINED = {"pixel_to_4d": "street", "gvf_diffusion": "animals"}
+"""Systems that can be trained, each with the network that is trained if none is named."""
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -299,15 +302,21 @@ def evaluate(
 
 @app.command(epilog="Example: edge4d world street --count 4 --seed 7 -o worlds/street")
 def world(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="street")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="street or animals")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="A new folder.")],
-    count: Annotated[int, typer.Option(metavar="N", help="How many photographs.")] = 16,
+    count: Annotated[int, typer.Option(metavar="N", help="How many photographs, or animals.")] = 16,
     seed: Annotated[int, typer.Option(metavar="N", help="Which ones.")] = 7,
-    size: Annotated[str, typer.Option(metavar="WxH", help="Width and height in pixels.")] = "448x256",
-    frames: Annotated[int, typer.Option(metavar="N", help="Frames per photograph, itself included.")] = 24,
+    size: Annotated[
+        Optional[str], typer.Option(metavar="WxH", help="Width and height in pixels; the world's own if not given.")
+    ] = None,
+    frames: Annotated[int, typer.Option(metavar="N", help="Frames of each, a photograph included.")] = 24,
     fps: Annotated[float, typer.Option(metavar="F", help="Frames per second.")] = 12.0,
 ) -> None:
-    """Write photographs of a procedural world, and what is truly seen of it later. Needs edge4d[export]."""
+    """Write a procedural world, and what is truly seen of it. Needs edge4d[export].
+
+    Of streets there are photographs, and what is seen later; of animals videos from the front, what other cameras see,
+    meshes, and the Gaussians of the first frame.
+    """
     _write_world(name, output, count, seed, _size(size), frames, fps)
     print(output)
 
@@ -323,37 +332,47 @@ def export(
 ) -> None:
     """Turn a PyTorch model into a bundle. Needs edge4d[export]."""
     with _progress("Exporting"):
-        model = _export_module(f"models.{_module_name(system)}").build(config, checkpoint)
+        model = _export_module(f"models.{_module_name(system, ('pixel_to_4d',))}").build(config, checkpoint)
         _export_module("bundle_from_model").bundle_from_model(model, output, **model.description())
     print(output)
 
 
 @app.command(epilog="Example: edge4d train pixel-to-4d --config tiny --device cpu --steps 2 -o out/train")
 def train(
-    system: Annotated[str, typer.Argument(metavar="SYSTEM", help="pixel-to-4d")],
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help=" or ".join(_TRAINED).replace("_", "-"))],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for checkpoint and log.")],
-    config: Annotated[str, typer.Option(metavar="NAME", help="Sizes of the network.")] = "street",
+    config: Annotated[
+        Optional[str],
+        typer.Option(metavar="NAME", help=f"Sizes of the network; {' or '.join(_TRAINED.values())} if not given."),
+    ] = None,
     device: Annotated[str, typer.Option(metavar="cuda|cpu", help="cpu is slow, and good for a try.")] = "cuda",
     steps: Annotated[int, typer.Option(metavar="N", help="Length of the training.")] = 10_000,
     minutes: Annotated[
         Optional[float], typer.Option(metavar="M", help="Leave off after so long; --resume goes on.")
     ] = None,
-    batch: Annotated[int, typer.Option(metavar="N", help="Streets per step.")] = 16,
+    batch: Annotated[
+        Optional[int], typer.Option(metavar="N", help="Scenes per step: 16 streets or 30 animals if not given.")
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of weights and data.")] = 0,
     resume: Annotated[Optional[Path], typer.Option(metavar="FILE", help="Go on from this training.pt.")] = None,
     refine: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Start from this checkpoint; keep how it sees, learn motion.")
+        Optional[Path],
+        typer.Option(
+            metavar="FILE",
+            help="Start from this checkpoint; keep how it sees (pixel-to-4d) or codes (gvf-diffusion), learn motion.",
+        ),
     ] = None,
 ) -> None:
     """Train a network on its world. Needs edge4d[export], and edge4d[train] for CUDA."""
-    trainer = _export_module(f"train.{_module_name(system)}")
+    name = _module_name(system, _TRAINED)
+    trainer = _export_module(f"train.{name}")
     trainer.train(
-        config,
+        config or _TRAINED[name],
         out=output,
         device=device,
         steps=steps,
         minutes=math.inf if minutes is None else minutes,
-        batch=batch,
+        **({} if batch is None else {"batch": batch}),
         seed=seed,
         resume=resume,
         refine=refine,
@@ -812,10 +831,10 @@ def _write_world(name: str, folder: Path, count: int, seed: int, size: Any, fram
         )
 
 
-def _module_name(system: str) -> str:
+def _module_name(system: str, known: Iterable[str]) -> str:
     name = system.replace("-", "_")
-    if name != "pixel_to_4d":
-        raise InvalidRequest(f"There is no system '{system}'.", hint="Use pixel-to-4d.")
+    if name not in known:
+        raise InvalidRequest(f"There is no system '{system}'.", hint=f"Use {' or '.join(known)}.".replace("_", "-"))
     return name
 
 

@@ -23,6 +23,7 @@ from edge4d.export.train import gvf_diffusion as training  # noqa: E402
 from edge4d.export.worlds import mesh_render  # noqa: E402
 from edge4d.export.worlds.surface_gaussians import gaussians_at, positions, sample_points  # noqa: E402
 from edge4d.kernels import reference  # noqa: E402
+from edge4d.runtime import cli  # noqa: E402
 from edge4d.runtime.clip import read_clip  # noqa: E402
 from edge4d.runtime.errors import InvalidCheckpoint, InvalidRequest  # noqa: E402
 from edge4d.runtime.gaussians import Gaussians  # noqa: E402
@@ -368,3 +369,12 @@ def test_there_is_nothing_to_resume(trained, tmp_path):
         run(tmp_path, steps=2, resume=trained / "training.pt")
     with pytest.raises(InvalidCheckpoint):
         load_checkpoint(animals_model("animals"), trained / "checkpoint.safetensors")
+
+
+def test_the_command_line_trains(tmp_path, capsys):
+    command = ["train", "gvf-diffusion", "--config", "animals-tiny", "--device", "cpu", "--steps", "2", "--batch", "1"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "-o", str(tmp_path / "run")])
+    assert not stop.value.code
+    assert str(tmp_path / "run") in capsys.readouterr().out
+    assert checkpoint_metadata(tmp_path / "run" / "checkpoint.safetensors")["steps"] == 2

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 from edge4d.export.worlds import animals, write_world  # noqa: E402
 from edge4d.export.worlds.mesh_render import render  # noqa: E402
 from edge4d.export.worlds.world_from_animals import CAMERAS, GAUSSIANS  # noqa: E402
+from edge4d.runtime import cli  # noqa: E402
 from edge4d.runtime.errors import InvalidRequest, InvalidWorld  # noqa: E402
 from edge4d.runtime.metrics import psnr  # noqa: E402
 from edge4d.runtime.object_views import object_camera  # noqa: E402
@@ -111,3 +112,12 @@ def test_pictures_are_square(tmp_path):
     with pytest.raises(InvalidRequest, match="square"):
         write_world("animals", tmp_path / "world", count=1, seed=0, size=(96, 64))
     assert not list(tmp_path.iterdir())
+
+
+def test_the_command_line_makes_them_in_their_own_size(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["world", "animals", "--count", "1", "--seed", "5", "--frames", "2", "-o", str(tmp_path / "world")])
+    assert not stop.value.code
+    assert capsys.readouterr().out.strip() == str(tmp_path / "world")
+    world = ObjectWorld.load(tmp_path / "world")
+    assert (world.size, world.seed, world.frames, world.fps) == ((256, 256), 5, 2, 12.0)
