@@ -222,6 +222,8 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
     Args:
         types: "float32", "float16" or another, of the graph's tensors by name.
     """
+    kinds = trt.LayerType
+    decided = (kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE)  # they say themselves what they give
     floats = {"float32": trt.float32, "float16": trt.float16}
     wanted = None
     for index in reversed(range(network.num_layers)):
@@ -229,7 +231,7 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
         names = [layer.get_output(i).name for i in range(layer.num_outputs)]
         # What the parser put in front of a node's last layer has names of its own, and computes as that one does.
         wanted = next((floats.get(types[name]) for name in names if name in types), wanted)
-        if wanted is None or layer.type == trt.LayerType.CAST:  # a cast says itself what it gives
+        if wanted is None or layer.type in decided:
             continue
         if layer.num_inputs and layer.get_input(0).is_shape_tensor:  # computed on the host
             continue
@@ -241,11 +243,19 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
 
 
 def graph_types(onnx_path: Path) -> dict[str, str]:
-    """The types of a graph's tensors by name, such as "float16"."""
+    """The types of a graph's tensors by name, such as "float16"; "int8" for what is made of rounded tensors: TensorRT
+    computes that in int8 where it can."""
     onnx = importlib.import_module("onnx")
     graph = onnx.shape_inference.infer_shapes(onnx.load(onnx_path, load_external_data=False)).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
-    return {name: onnx.helper.tensor_dtype_to_np_dtype(number).name for name, number in types.items() if number}
+    names = {name: onnx.helper.tensor_dtype_to_np_dtype(number).name for name, number in types.items() if number}
+    rounded: set[str] = set()
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" or (node.op_type == "Cast" and node.input[0] in rounded):
+            rounded.update(node.output)
+        elif rounded.intersection(node.input):
+            names.update(dict.fromkeys(node.output, "int8"))
+    return names
 
 
 def config_arguments(trt: Any, request: BuildRequest) -> dict[str, Any]:

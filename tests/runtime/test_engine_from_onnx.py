@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import onnx
 import pytest
 
 from edge4d.runtime import engine_from_onnx as builder
@@ -39,7 +40,7 @@ def fake(network_flags: str, builder_flags: str) -> Any:
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere+"),
         TacticSource=TacticSource,
-        LayerType=SimpleNamespace(CAST="cast"),
+        LayerType=SimpleNamespace(CAST="cast", QUANTIZE="quantize", DEQUANTIZE="dequantize"),
         float32="float32",
         float16="float16",
     )
@@ -128,6 +129,8 @@ def test_layers_keep_the_types_of_the_graph():
         Layer("topk", best="float32", places="int32"),
         Layer("shape", shape="int32"),
         Layer("range", range="float32"),
+        Layer("dequantize", rounded="float32"),
+        Layer("conv", sum="float32"),
         Layer("sink"),
     ]
     types = {
@@ -137,14 +140,16 @@ def test_layers_keep_the_types_of_the_graph():
         "best": "float16",
         "places": "int64",
         "range": "float32",
+        "rounded": "float32",
+        "sum": "int8",
     }
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     builder.keep_types(TENSORRT_8_6, network, types)
     assert [layer.precision for layer in layers] == [
-        *("float32", "float32", None, "float16", "float16", "float16", None, None, None)
+        *("float32", "float32", None, "float16", "float16", "float16", None, None, None, None, None)
     ]
     assert [layer.output_types for layer in layers] == [
-        *({0: "float32"}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}, {}, {}, {})
+        *({0: "float32"}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}, {}, {}, {}, {}, {})
     ]
 
 
@@ -153,6 +158,17 @@ def test_types_of_a_graph():
     types = builder.graph_types(graph)
     assert (types["image"], types["groups"]) == ("float32", "int32")
     assert "float16" in types.values()
+    assert "int8" not in types.values()
+
+
+def test_what_is_made_of_rounded_tensors_may_be_int8():
+    graph = onnx.load(path := Bundle.load("street").stage("core").graph("int8").whole, load_external_data=False).graph
+    types = builder.graph_types(path)
+    convolutions = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Conv"}
+    in_int8 = {name for name in convolutions if types[name] == "int8"}
+    assert 0.5 < len(in_int8) / len(convolutions) < 1
+    rounded = {name for name, source in convolutions.items() if source.endswith((".half", ".rounded"))}
+    assert in_int8 == rounded
 
 
 # ---- the other process ----------------------------------------------------------------------------------------------
