@@ -2,8 +2,9 @@
 //
 // A block makes ROWS voxels x COLUMNS outputs. For each of the 27 offsets at which one of its voxels has a neighbour,
 // it brings DEPTH inputs of those neighbours (zeros where there is none) and of the weights at a time to shared memory,
-// and adds their product to sums in registers: half precision on the tensor cores, single precision without (their TF32
-// would lose digits). Sums are float32 in both, and always in the same order.
+// and while the next ones are on their way adds their product to sums in registers: half precision on the tensor cores,
+// single precision without (their TF32 would lose digits). Sums are float32 in both, and always in the same order.
+#include <cuda_pipeline.h>
 #include <mma.h>
 
 #include "checks.hpp"
@@ -17,6 +18,7 @@ namespace {
 constexpr int THREADS = 256, WARP = 32;
 constexpr int ROWS = 128, COLUMNS = 64;
 constexpr int NOBODY = -1;
+constexpr unsigned ALL_LANES = ~0u;
 
 // How a block multiplies what lies in shared memory: a [ROWS, DEPTH], b [DEPTH, COLUMNS], each row 16 bytes longer
 // where threads that read below each other would meet in a bank.
@@ -114,28 +116,32 @@ struct Factors {
   alignas(32) T b[Product<T>::DEPTH * Product<T>::B_PITCH];
 };
 
-// Tiles on their way out, when all is summed up, lie where the factors were.
 template <class T>
-union Shared {
-  Factors<T> factors;
-  alignas(32) float staging[THREADS / WARP * 256];
+struct Shared {
+  int rows[27][ROWS + 1];  // of the features, NOBODY where a voxel has no neighbour; one more: other banks
+  unsigned offsets;        // a bit for each at which one of the voxels has
+  union {
+    Factors<T> factors[2];                            // those that are multiplied, and the next
+    alignas(32) float staging[THREADS / WARP * 256];  // tiles on their way out, when all is summed up
+  };
 };
 
 template <class T>
 constexpr int PIECE = int(16 / sizeof(T));  // elements that one access copies
 
-// Copies a piece to shared memory: `left` elements, zeros in the place of others. `aligned`: it begins at 16 bytes.
+// Starts to copy a piece to shared memory: its first `left` elements, zeros for others. `aligned`: it begins at 16
+// bytes, and if it has any elements is whole.
 template <class T>
 __device__ void copy_piece(const T* from, int left, bool aligned, T* to) {
-  if (aligned && left >= PIECE<T>) {
-    *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(from);
+  if (aligned) {
+    __pipeline_memcpy_async(to, from, 16, left > 0 ? 0 : 16);  // bytes, and how many of them are zeros instead
     return;
   }
 #pragma unroll
   for (int i = 0; i < PIECE<T>; ++i) to[i] = i < left ? from[i] : T(0.f);
 }
 
-// [first, first + DEPTH) of the neighbours' features, zeros for nobody.
+// The neighbours' features at [first, first + DEPTH).
 template <class T>
 __device__ void gather(const edge4d_submanifold_convolution& call, const int* rows, int first, T* a) {
   constexpr int PIECES = Product<T>::DEPTH / PIECE<T>;  // of a row
@@ -143,8 +149,10 @@ __device__ void gather(const edge4d_submanifold_convolution& call, const int* ro
 #pragma unroll
   for (int at = threadIdx.x; at < ROWS * PIECES; at += THREADS) {
     const int row = rows[at / PIECES], place = at % PIECES * PIECE<T>, input = first + place;
-    const T* const from = static_cast<const T*>(call.features) + size_t(max(row, 0)) * size_t(call.inputs) + input;
-    copy_piece(from, row == NOBODY ? 0 : call.inputs - input, aligned, a + at / PIECES * Product<T>::A_PITCH + place);
+    const bool exists = row != NOBODY && input < call.inputs;
+    const size_t from = exists ? size_t(row) * size_t(call.inputs) + size_t(input) : 0;
+    copy_piece(static_cast<const T*>(call.features) + from, exists ? call.inputs - input : 0, aligned,
+               a + at / PIECES * Product<T>::A_PITCH + place);
   }
 }
 
@@ -155,38 +163,66 @@ __device__ void fetch_weights(const edge4d_submanifold_convolution& call, int of
 #pragma unroll
   for (int at = threadIdx.x; at < Product<T>::DEPTH * PIECES; at += THREADS) {
     const int input = first + at / PIECES, place = at % PIECES * PIECE<T>, output = column + place;
+    const bool exists = input < call.inputs && output < call.outputs;
     const size_t row = size_t(offset) * size_t(call.inputs) + size_t(input);
-    const T* const from = static_cast<const T*>(call.weight) + row * size_t(call.outputs) + output;
-    const int left = input < call.inputs ? call.outputs - output : 0;
-    copy_piece(from, left, aligned, b + at / PIECES * Product<T>::B_PITCH + place);
+    const size_t from = exists ? row * size_t(call.outputs) + size_t(output) : 0;
+    copy_piece(static_cast<const T*>(call.weight) + from, exists ? call.outputs - output : 0, aligned,
+               b + at / PIECES * Product<T>::B_PITCH + place);
   }
+}
+
+// One product after the other: all inputs of the lowest offset, then those of the next.
+struct Step {
+  unsigned offsets;  // a bit for each that is not done
+  int first;         // input
+  __device__ int offset() const { return __ffs(int(offsets)) - 1; }
+  __device__ Step next(int depth, int inputs) const {
+    return first + depth < inputs ? Step{offsets, first + depth} : Step{offsets & (offsets - 1), 0};
+  }
+};
+
+// All neighbours of the block's voxels, which lie one after the other.
+template <class T>
+__device__ void find_rows(const edge4d_submanifold_convolution& call, size_t first_voxel, Shared<T>& shared) {
+  if (threadIdx.x == 0) shared.offsets = 0;
+  unsigned offsets = 0;
+  for (int at = threadIdx.x; at < ROWS * 27; at += THREADS) {
+    const size_t voxel = first_voxel + size_t(at / 27);
+    const int row = voxel < size_t(call.voxel_count) ? call.neighbours[27 * first_voxel + size_t(at)] : NOBODY;
+    const bool found = unsigned(row) < unsigned(call.voxel_count);
+    shared.rows[at % 27][at / 27] = found ? row : NOBODY;
+    offsets |= unsigned(found) << at % 27;
+  }
+  __syncthreads();
+  offsets = __reduce_or_sync(ALL_LANES, offsets);
+  if (threadIdx.x % WARP == 0) atomicOr(&shared.offsets, offsets);
+  __syncthreads();
 }
 
 template <class T>
 __global__ void __launch_bounds__(THREADS, 2) convolve(const __grid_constant__ edge4d_submanifold_convolution call) {
   __shared__ Shared<T> shared;
-  __shared__ int rows[ROWS];  // the neighbours at an offset
   const size_t first_voxel = size_t(blockIdx.x) * ROWS;
   const int first_output = int(blockIdx.y) * COLUMNS;
-  Factors<T>& factors = shared.factors;
-  Product<T> product;
+  const auto fetch = [&](Step step, Factors<T>& to) {
+    gather(call, shared.rows[step.offset()], step.first, to.a);
+    fetch_weights(call, step.offset(), step.first, first_output, to.b);
+  };
 
-  for (int offset = 0; offset < 27; ++offset) {
-    bool found = false;
-    if (threadIdx.x < ROWS) {
-      const size_t voxel = first_voxel + threadIdx.x;
-      const int row = voxel < size_t(call.voxel_count) ? call.neighbours[27 * voxel + offset] : NOBODY;
-      found = unsigned(row) < unsigned(call.voxel_count);
-      rows[threadIdx.x] = found ? row : NOBODY;
-    }
-    if (!__syncthreads_or(found)) continue;
-    for (int first = 0; first < call.inputs; first += Product<T>::DEPTH) {
-      gather(call, rows, first, factors.a);
-      fetch_weights(call, offset, first, first_output, factors.b);
-      __syncthreads();
-      product.add(factors.a, factors.b);
-      __syncthreads();  // before others fill it, and rows, again
-    }
+  find_rows(call, first_voxel, shared);
+  Product<T> product;
+  Step step = {shared.offsets, 0};
+  if (step.offsets) fetch(step, shared.factors[0]);
+  __pipeline_commit();
+  for (int at = 0; step.offsets; at ^= 1) {
+    const Step next = step.next(Product<T>::DEPTH, call.inputs);
+    if (next.offsets) fetch(next, shared.factors[at ^ 1]);
+    __pipeline_commit();
+    __pipeline_wait_prior(1);  // for all but the next
+    __syncthreads();
+    product.add(shared.factors[at].a, shared.factors[at].b);
+    __syncthreads();  // before others fill it again
+    step = next;
   }
 
   product.each(shared.staging, [&](int row, int column, float sum) {
