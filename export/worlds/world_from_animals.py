@@ -14,8 +14,9 @@ from torch import Tensor
 
 from edge4d.export.worlds.animals import Animals, evaluation_animals
 from edge4d.export.worlds.mesh_render import render
-from edge4d.export.worlds.surface_gaussians import OPACITY, gaussians_at, sample_points
+from edge4d.export.worlds.surface_gaussians import OPACITY, SurfacePoints, gaussians_at, positions, sample_points
 from edge4d.export.worlds.world_request import WorldRequest
+from edge4d.kernels.cpu import farthest_point_sample
 from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.gaussians import Gaussians
 from edge4d.runtime.object_views import object_camera
@@ -26,6 +27,7 @@ SIZE = (256, 256)
 CAMERAS = ((0, 0), (45, 0), (135, 20), (225, 0), (315, 20))
 """Azimuth and elevation in degrees: of the video, and of the views that are not shown to a network."""
 GAUSSIANS = 8192
+_CANDIDATES = 4  # points on the surface for each Gaussian that is chosen
 _SAMPLES = 3  # along each side of a pixel
 
 
@@ -89,9 +91,12 @@ def _pictures(
 
 
 def _canonical(vertices: Tensor, faces: Tensor, colors: Tensor) -> Gaussians:
-    """Gaussians on a mesh [1,V,3]."""
-    uniform = np.random.Generator(np.random.Philox(0)).random((1, GAUSSIANS, 3), np.float32)
-    points = sample_points(vertices, faces, torch.from_numpy(uniform))
+    """Gaussians on a mesh [1,V,3]: of many points those that are far from each other, so that none leave a gap."""
+    uniform = np.random.Generator(np.random.Philox(0)).random((1, _CANDIDATES * GAUSSIANS, 3), np.float32)
+    candidates = sample_points(vertices, faces, torch.from_numpy(uniform))
+    means = positions(candidates, faces, vertices[:, None])[0, 0].numpy()
+    chosen = torch.from_numpy(farthest_point_sample(means, count=GAUSSIANS)).long()
+    points = SurfacePoints(candidates.triangles[:, chosen], candidates.weights[:, chosen])
     found = gaussians_at(points, faces, vertices[:, None], colors)
     harmonics = ((found.colors[0, :, None] - 0.5) / C0).numpy()
     opacities = np.full(GAUSSIANS, OPACITY, np.float32)
