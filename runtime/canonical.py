@@ -29,25 +29,20 @@ _STRAY = 0.5  # percent of Gaussians at either end that do not count for an obje
 
 
 class Placement:
-    """From a file's frame to the object's: x becomes scale · rotation · x + shift.
+    """How an object comes into the unit cube: x becomes scale · x + shift.
 
-    An object within the unit cube whose longest side is a quarter of it stays where it is; any other is centred and
-    scaled to fill it.
+    One within the cube whose longest side is a quarter of it stays where it is; any other is centred and scaled to fill
+    it.
 
     Args:
-        points: [N,3] of the object, in the file's frame.
-        up: which of the file's axes points up, one of `UP`.
+        points: [N,3] of the object, z up.
 
     Raises:
-        InvalidRequest: there is no such axis.
         InvalidScene: the object has no extent.
     """
 
-    def __init__(self, points: NDArray[np.float32], up: str) -> None:
-        if up not in UP:
-            raise InvalidRequest(f"'{up}' does not point up.", hint=f"Use {', '.join(UP)}.")
-        self.rotation = UP[up]
-        low, high = np.percentile(points @ self.rotation.T, (_STRAY, 100.0 - _STRAY), axis=0)
+    def __init__(self, points: Float32Array) -> None:
+        low, high = np.percentile(points, (_STRAY, 100.0 - _STRAY), axis=0)
         extent = float((high - low).max())
         if not extent > 0.0:
             raise InvalidScene("The object is a single point.", note=f"It has {len(points)} Gaussians or vertices.")
@@ -55,19 +50,36 @@ class Placement:
         self.scale = 1.0 if within and extent >= _FILLS else 1.0 / extent
         self.shift = np.zeros(3) if self.scale == 1.0 else -0.5 * self.scale * (low + high)
 
-    def points(self, points: NDArray[np.float32]) -> Float32Array:
-        """[...,3] in the object's frame."""
-        placed: Float32Array = (self.scale * (points @ self.rotation.T) + self.shift).astype(np.float32)
+    def points(self, points: Float32Array) -> Float32Array:
+        """Points [...,3] in the cube."""
+        placed: Float32Array = (self.scale * points + self.shift).astype(np.float32)
         return placed
 
     def gaussians(self, gaussians: Gaussians) -> Gaussians:
-        """Activated Gaussians in the object's frame, with colours that do not depend on the direction."""
-        return gaussians._replace(
-            means=self.points(gaussians.means),
-            quats=_turned(gaussians.quats, self.rotation),
-            scales=(self.scale * gaussians.scales).astype(np.float32),
-            colors=_constant_harmonics(gaussians.colors),
-        )
+        """Activated Gaussians in the cube."""
+        scales = (self.scale * gaussians.scales).astype(np.float32)
+        return gaussians._replace(means=self.points(gaussians.means), scales=scales)
+
+
+def up_rotation(up: str) -> NDArray[np.float64]:
+    """Of `UP`. Raises InvalidRequest for another axis."""
+    if up not in UP:
+        raise InvalidRequest(f"'{up}' does not point up.", hint=f"Use {', '.join(UP)}.")
+    return UP[up]
+
+
+def rotated(gaussians: Gaussians, rotation: NDArray[np.float64]) -> Gaussians:
+    """Activated Gaussians by a rotation [3,3], with colours that do not depend on the direction."""
+    return gaussians._replace(
+        means=(gaussians.means @ rotation.T).astype(np.float32),
+        quats=multiply_quats(quat_from_rotation(rotation), gaussians.quats).astype(np.float32),
+        colors=_constant_harmonics(gaussians.colors),
+    )
+
+
+def turned(gaussians: Gaussians, degrees: float) -> Gaussians:
+    """The same about the upward axis, anticlockwise as seen from above."""
+    return rotated(gaussians, rotations_from_quats(quats_from_rotvecs([0.0, 0.0, math.radians(degrees)])))
 
 
 def _constant_harmonics(colors: Float32Array) -> Float32Array:
@@ -88,19 +100,6 @@ def raw_from_gaussians(gaussians: Gaussians) -> Gaussians:
         scales=(softplus + np.log(-np.expm1(-softplus)) - ACTIVATION.scale_bias).astype(np.float32),
         opacities=(np.log(opacities) - np.log1p(-opacities) - ACTIVATION.opacity_bias).astype(np.float32),
     )
-
-
-def turned(gaussians: Gaussians, degrees: float) -> Gaussians:
-    """Activated Gaussians, turned about the upward axis, anticlockwise as seen from above."""
-    rotation = rotations_from_quats(quats_from_rotvecs([0.0, 0.0, math.radians(degrees)]))
-    return gaussians._replace(
-        means=(gaussians.means @ rotation.T).astype(np.float32), quats=_turned(gaussians.quats, rotation)
-    )
-
-
-def _turned(quats: Float32Array, rotation: NDArray[np.float64]) -> Float32Array:
-    product: Float32Array = multiply_quats(quat_from_rotation(rotation), quats).astype(np.float32)
-    return product
 
 
 # --- as one array -----------------------------------------------------------------------------------------------------

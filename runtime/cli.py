@@ -6,6 +6,7 @@ with 2. Results go to standard output, progress and tables to standard error.
 
 # No `from __future__ import annotations`: on Python 3.9 typer cannot see through annotations that are strings.
 import importlib
+import inspect
 import json
 import math
 import statistics
@@ -92,7 +93,9 @@ Precision = Annotated[
     Optional[str], typer.Option(metavar="fp32|fp16|int8", help="The bundle's variant; its first one if not given.")
 ]
 Size = Annotated[Optional[str], typer.Option(metavar="WxH", help="Width and height in pixels.")]
-Frames = Annotated[Optional[int], typer.Option(metavar="N", help="Frames of the video; 24, or all of a camera file.")]
+Frames = Annotated[
+    Optional[int], typer.Option(metavar="N", help="Frames of the video; as long as the scene, or all of a camera file.")
+]
 Fps = Annotated[Optional[float], typer.Option(metavar="F", help="Frames per second; the scene's own if not given.")]
 Background = Annotated[Optional[str], typer.Option(metavar="R,G,B", help="Colour behind the scene, parts from 0 to 1.")]
 CameraName = Annotated[
@@ -101,6 +104,14 @@ CameraName = Annotated[
         "--camera",
         metavar="NAME|FILE|DIR",
         help="static, drive, orbit, dolly, pan or spiral, or poses: KITTI, TUM, COLMAP, RealEstate10K, nerfstudio.",
+    ),
+]
+SceneCamera = Annotated[
+    Optional[str],
+    typer.Option(
+        "--camera",
+        metavar="NAME|FILE|DIR",
+        help="As in `edge4d render`; drive after a photograph and static after a video if not given.",
     ),
 ]
 CameraFormat = Annotated[
@@ -120,31 +131,24 @@ _TRAINED = {"pixel_to_4d": "street", "gvf_diffusion": "animals"}
 
 @app.command(epilog="Example: edge4d generate photo.jpg --camera orbit --frames 48 -o out.mp4")
 def generate(
-    photo: Annotated[Path, typer.Argument(metavar="PHOTO", help="A photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM.")],
     output: Output,
+    source: Annotated[
+        Optional[Path],
+        typer.Argument(
+            metavar="PHOTO|VIDEO",
+            help="A photograph: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM; or, for bundles of gvf_diffusion, a video or a "
+            "folder of frames.",
+        ),
+    ] = None,
     bundle: Bundle = "street",
-    camera: CameraName = "drive",
+    camera: SceneCamera = None,
     camera_format: CameraFormat = None,
     camera_scale: CameraScale = 1.0,
     frames: Frames = None,
     fps: Fps = None,
     size: Size = None,
-    depth: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Known depth: .npy in metres, or a 16-bit PNG.")
-    ] = None,
-    depth_scale: Annotated[Optional[float], typer.Option(metavar="S", help="Metres per unit of --depth.")] = None,
-    instances: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Known ids of what can move: PNG or .npy.")
-    ] = None,
-    intrinsics: Annotated[
-        Optional[str], typer.Option(metavar="FX,FY,CX,CY", help="Of the whole photograph, in pixels.")
-    ] = None,
-    fov: Annotated[Optional[float], typer.Option(metavar="DEG", help="Degrees across the photograph, instead.")] = None,
     seed: Annotated[
         Optional[int], typer.Option(metavar="N", help="Which plausible motion; the most likely if not given.")
-    ] = None,
-    temperature: Annotated[
-        Optional[float], typer.Option(metavar="T", help="How far seeds may differ; 1 with a seed.")
     ] = None,
     save_scene: Annotated[
         Optional[Path],
@@ -155,34 +159,94 @@ def generate(
     precision: Precision = None,
     render_engine: RenderEngine = False,
     background: Background = None,
+    depth: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Photograph: known depth, .npy in metres or a 16-bit PNG.")
+    ] = None,
+    depth_scale: Annotated[
+        Optional[float], typer.Option(metavar="S", help="Photograph: metres per unit of --depth.")
+    ] = None,
+    instances: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Photograph: known ids of what can move, PNG or .npy.")
+    ] = None,
+    intrinsics: Annotated[
+        Optional[str], typer.Option(metavar="FX,FY,CX,CY", help="Photograph: of the whole of it, in pixels.")
+    ] = None,
+    fov: Annotated[Optional[float], typer.Option(metavar="DEG", help="Photograph: degrees across it, instead.")] = None,
+    temperature: Annotated[
+        Optional[float], typer.Option(metavar="T", help="Photograph: how far seeds may differ; 1 with a seed.")
+    ] = None,
+    canonical: Annotated[
+        Optional[Path], typer.Option(metavar="FILE", help="Video: a .ply of the subject as the first frame shows it.")
+    ] = None,
+    up: Annotated[Optional[str], typer.Option(metavar="z|y|-y", help="Video: which axis points up in it; z.")] = None,
+    azimuth: Annotated[
+        Optional[float], typer.Option(metavar="DEG", help="Video: where it sees the .ply from; found if not given.")
+    ] = None,
+    masks: Annotated[
+        Optional[Path],
+        typer.Option(metavar="DIR|FILE", help="Video: white where the subject is; else its background is plain."),
+    ] = None,
+    seconds: Annotated[
+        Optional[float], typer.Option(metavar="S", help="Video: how much of it; all if not given.")
+    ] = None,
+    source_fps: Annotated[
+        Optional[float], typer.Option(metavar="F", help="Video: of a folder of frames or meshes.")
+    ] = None,
+    mesh: Annotated[
+        Optional[Path],
+        typer.Option(metavar="FILE.glb|DIR", help="Instead of a video: a mesh that moves, or .ply files."),
+    ] = None,
+    anchors: Annotated[
+        Optional[int], typer.Option(metavar="N", help="Video: decode so many Gaussians, interpolate the others.")
+    ] = None,
+    steps: Annotated[
+        Optional[int], typer.Option(metavar="N", help="Video: of the sampler, such as 16; as it needs if not given.")
+    ] = None,
 ) -> None:
-    """Make a scene of a photograph, and a video of it along a camera path.
+    """Make a scene, and a video of it along a camera path.
 
-    The middle of the photograph is cropped to the aspect of --size. The focal length is taken from --intrinsics, --fov
-    or EXIF; without any of them 60 degrees across are assumed, and said.
+    Of a photograph: its middle is cropped to the aspect of --size. The focal length is taken from
+    --intrinsics, --fov or EXIF; without any of them 60 degrees across are assumed, and said.
+
+    Of a video (bundles of gvf_diffusion): Gaussians of its subject (--canonical) move as the subject does, or as a
+    mesh does (--mesh).
     """
     _check_targets(output, depth_video)
     if render_engine:
         from edge4d.runtime.render_engine import check
 
         check(backend)  # before the network runs
+    if (source is None) == (mesh is None):
+        raise typer.BadParameter("give a photograph, a video, or --mesh")
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
+    make = pipeline.animate if mesh is not None and hasattr(pipeline, "animate") else pipeline.generate
+    options = _taken_options(
+        pipeline,
+        make,
+        depth=depth,
+        depth_scale=depth_scale,
+        instances=instances,
+        intrinsics=_numbers(intrinsics, "fx,fy,cx,cy"),
+        fov=fov,
+        temperature=temperature,
+        canonical=canonical,
+        up=up,
+        azimuth=azimuth,
+        masks=masks,
+        seconds=seconds,
+        source_fps=source_fps,
+        mesh=mesh,
+        anchors=anchors,
+        steps=steps,
+        seed=seed,
+        size=_size(size),
+        background=_colour(background),
+    )
     with _progress("Making the scene"):
-        scene = pipeline.generate(
-            photo,
-            depth=depth,
-            depth_scale=depth_scale,
-            instances=instances,
-            intrinsics=_numbers(intrinsics, "fx,fy,cx,cy"),
-            fov=fov,
-            seed=seed,
-            temperature=temperature,
-            size=_size(size),
-            background=_colour(background) or (0.0, 0.0, 0.0),
-        )
+        scene = make(*filter(None, [source]), **options)
     video = edge4d.render(
         scene,
-        camera,
+        camera or pipeline.trajectory,
         frames=frames,
         fps=fps,
         camera_format=camera_format,
@@ -199,6 +263,24 @@ def generate(
     for path in (output, depth_video, save_scene):
         if path is not None:
             print(path)
+
+
+def _taken_options(pipeline: Any, make: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    """The options that were given, once it is certain that this method of the pipeline takes them."""
+    given = {name: value for name, value in options.items() if value is not None}
+    takes = [name for name in inspect.signature(make).parameters if name in options]
+    for name in given:
+        if name not in takes:
+            raise InvalidRequest(
+                f"{_flag(name)} means nothing to the bundle '{pipeline.bundle.name}' here.",
+                note=f"Its system, {pipeline.bundle.system}, takes {', '.join(map(_flag, takes))}.",
+                hint="Leave it out, or use another --bundle.",
+            )
+    return given
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 @app.command(epilog="Example: edge4d render scene.safetensors --camera spiral --size 896x512 -o out.mp4")

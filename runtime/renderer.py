@@ -20,7 +20,7 @@ from edge4d.runtime.camera import Camera
 from edge4d.runtime.errors import InvalidCameraPath, InvalidRequest, PairOverflow
 from edge4d.runtime.pose_files import read_camera_path
 from edge4d.runtime.scene import Scene4D
-from edge4d.runtime.trajectories import TRAJECTORIES, CameraPath, trajectory
+from edge4d.runtime.trajectories import DISTANCE, TRAJECTORIES, CameraPath, trajectory
 from edge4d.runtime.video import depth_writer, frame_writer
 
 if TYPE_CHECKING:
@@ -345,7 +345,10 @@ def render(
     Args:
         scene: what to render.
         camera: a trajectory's name (static, drive, orbit, dolly, pan, spiral), a file or folder of poses, or a path.
-        frames: how many; 24 for a trajectory, all of them (at most this many) for a file or path.
+            Where the scene's lengths are not metres, trajectories without parameters are scaled so that they turn
+            about its middle.
+        frames: how many; without it, for as long as the scene moves (24 if it does not). Of a file or path at most so
+            many, and all without it.
         fps: frames per second; the scene's own without it.
         size: (width, height); the scene's own without it. Another aspect shows the middle part.
         background: RGB in 0..1; the scene's own without it.
@@ -363,7 +366,10 @@ def render(
     fps = scene.fps if fps is None else fps
     seen_by = scene.camera if size is None else fitted(scene.camera, size)
     if not isinstance(camera, CameraPath) and str(camera) in TRAJECTORIES:
-        path = trajectory(str(camera), seen_by, FRAMES if frames is None else frames, fps, **parameters)
+        count = _frames_of(scene, fps) if frames is None else frames
+        path = trajectory(str(camera), seen_by, count, fps, **parameters)
+        if not scene.metric and not parameters:
+            path = path.scaled(_distance(scene) / DISTANCE)
     elif parameters:
         raise InvalidCameraPath("Only trajectories have parameters.", note=f"Got {', '.join(parameters)}.")
     elif isinstance(camera, CameraPath):
@@ -372,6 +378,19 @@ def render(
         path = _path_from_file(Path(camera), seen_by, fps, camera_format, camera_scale)
     renderer = Renderer(scene, background=background, backend=backend, as_engine=as_engine)
     return Video(renderer, _first(path, frames), fps)
+
+
+def _frames_of(scene: Scene4D, fps: float) -> int:
+    return round((scene.t1 - scene.t0) * fps) + 1 if scene.t1 > scene.t0 else FRAMES
+
+
+def _distance(scene: Scene4D) -> float:
+    """How far ahead of its camera a scene's middle is; as far as trajectories expect it where there is none."""
+    if len(scene) == 0:
+        return DISTANCE
+    middle = np.median(scene.means.astype(np.float64), axis=0) - scene.camera.c2w[:3, 3]
+    ahead = float(middle @ scene.camera.c2w[:3, 2])
+    return ahead if ahead > 0.0 else DISTANCE
 
 
 def fitted(camera: Camera, size: tuple[int, int]) -> Camera:

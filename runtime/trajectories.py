@@ -30,6 +30,9 @@ FloatArray = NDArray[np.float64]
 MAX_FRAMES = 100_000
 """Frames in one path: almost an hour at 30 frames a second."""
 
+DISTANCE = 8.0
+"""Metres ahead of the first camera of the point that trajectories turn about."""
+
 MAX_KEYFRAMES = 1024
 """Keyframes of one path: more are a path of their own, which needs no interpolation."""
 
@@ -77,6 +80,16 @@ class CameraPath:
     def __len__(self) -> int:
         return len(self.cameras)
 
+    def scaled(self, factor: float) -> CameraPath:
+        """The same path, each of its ways from the first camera `factor` times as long."""
+        start = self.cameras[0].c2w[:3, 3]
+        cameras = []
+        for camera in self.cameras:
+            pose = camera.c2w.copy()
+            pose[:3, 3] = start + factor * (pose[:3, 3] - start)
+            cameras.append(camera.with_pose(pose))
+        return CameraPath(self.times, tuple(cameras))
+
     @property
     def viewmats(self) -> FloatArray:
         """[T, 4, 4] world to camera."""
@@ -122,7 +135,7 @@ def _drive(clip: _Clip, *, speed: float = 2.0, turn: float = 0.0) -> _Course:
     return _still(clip)._replace(positions=positions, rotations=_yaws(yaw))
 
 
-def _orbit(clip: _Clip, *, distance: float = 8.0, degrees: float = 6.0, cycles: float = 1.0) -> _Course:
+def _orbit(clip: _Clip, *, distance: float = DISTANCE, degrees: float = 6.0, cycles: float = 1.0) -> _Course:
     """Swing `degrees` to either side on a circle about the point `distance` metres ahead, always looking at it."""
     _check_positive("orbit", "distance", distance)
     yaw = math.radians(degrees) * np.sin(cycles * clip.phases)
@@ -131,7 +144,7 @@ def _orbit(clip: _Clip, *, distance: float = 8.0, degrees: float = 6.0, cycles: 
     return _still(clip)._replace(positions=focus - rotations @ focus, rotations=rotations)
 
 
-def _dolly(clip: _Clip, *, travel: float = 1.5, distance: float = 8.0, cycles: float = 1.0) -> _Course:
+def _dolly(clip: _Clip, *, travel: float = 1.5, distance: float = DISTANCE, cycles: float = 1.0) -> _Course:
     """The dolly zoom: go `travel` metres ahead and back while zooming so that what is `distance` ahead keeps its size.
 
     Plain forward travel is `drive`. A negative `travel` goes backwards.
@@ -153,7 +166,7 @@ def _pan(clip: _Clip, *, degrees: float = 8.0, cycles: float = 1.0) -> _Course:
     return _still(clip)._replace(rotations=_yaws(math.radians(degrees) * np.sin(cycles * clip.phases)))
 
 
-def _spiral(clip: _Clip, *, radius: float = 0.3, distance: float = 8.0, cycles: float = 1.0) -> _Course:
+def _spiral(clip: _Clip, *, radius: float = 0.3, distance: float = DISTANCE, cycles: float = 1.0) -> _Course:
     """Circle at `radius` metres about a point above the start, drifting in depth, looking `distance` metres ahead."""
     _check_positive("spiral", "distance", distance)
     phase = cycles * clip.phases

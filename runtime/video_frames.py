@@ -81,10 +81,10 @@ def _picture_files(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if path.suffix.lower() in PICTURES and not path.name.startswith(".")]
     if not files:
         raise InvalidVideo(f"The folder {folder} holds no frames.", hint=f"Frames are pictures: {', '.join(PICTURES)}.")
-    return sorted(files, key=lambda path: _natural_order(path.name))
+    return sorted(files, key=lambda path: natural_order(path.name))
 
 
-def _natural_order(name: str) -> list[Union[tuple[int, int], tuple[int, str]]]:
+def natural_order(name: str) -> list[Union[tuple[int, int], tuple[int, str]]]:
     """frame2 before frame10."""
     parts = re.split(r"([0-9]+)", name)
     return [(0, int(part)) if i % 2 else (1, part) for i, part in enumerate(parts)]
@@ -108,13 +108,15 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InvalidVideo(f"There is no video at {path}.", hint="Check the path.")
     av = _av()
     try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
     with container:
         if not container.streams.video:
             raise InvalidVideo(f"{path} has no pictures.", note=f"It has {len(container.streams)} streams of others.")
         codec = container.streams.video[0].codec_context
+        if codec is None:
+            raise _damaged(path, ValueError("its codec is unknown"))
         if not 0 < codec.width * codec.height <= MAX_PIXELS:
             raise InvalidVideo(
                 f"The frames of {path} cannot be used.",
@@ -131,7 +133,7 @@ def _decoded(container: Any, stream: Any, path: Path) -> Iterator[Pixels]:
         for packet in container.demux(stream):
             for frame in decoder.decode(packet):
                 yield _upright(frame)
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, ValueError) as error:
         raise _damaged(path, error) from error
 
 

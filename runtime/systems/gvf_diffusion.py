@@ -30,12 +30,15 @@ from edge4d.runtime.canonical import (
     channels_from_raw,
     raw_from_channels,
     raw_from_gaussians,
+    rotated,
     turned,
+    up_rotation,
     with_unit_quats,
 )
 from edge4d.runtime.clip import Clip, Video, read_clip
 from edge4d.runtime.errors import InvalidRequest, InvalidScene, SamplingDiverged, StageNotInBundle
 from edge4d.runtime.gaussians import Float32Array, Gaussians
+from edge4d.runtime.mesh import read_moving_mesh, sample_surface, surface_gaussians, values_at
 from edge4d.runtime.object_views import object_camera
 from edge4d.runtime.ply import read_ply
 from edge4d.runtime.samplers import CosineSchedule, log_snr_uniform, multistep_plan, sample_adaptive, sample_multistep
@@ -90,7 +93,7 @@ class GvfDiffusion(Pipeline):
         anchors: Optional[int] = None,
         steps: Optional[int] = None,
         seed: int = 0,
-        fps: Optional[float] = None,
+        source_fps: Optional[float] = None,
         size: Optional[tuple[int, int]] = None,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     ) -> Scene4D:
@@ -108,7 +111,7 @@ class GvfDiffusion(Pipeline):
             anchors: how many Gaussians' changes are decoded, to be interpolated for the others; all without it.
             steps: of the sampler, evenly far apart in log SNR; without it, it chooses them by their errors.
             seed: which of the plausible motions.
-            fps: frames per second of a folder or an array; the bundle's default without it.
+            source_fps: frames per second of a folder or an array; the bundle's default without it.
             size: (width, height) of the scene's camera; the bundle's default without it.
             background: RGB in 0..1 behind the scene.
 
@@ -123,24 +126,70 @@ class GvfDiffusion(Pipeline):
         sampling = _sampling(seed, steps)
         _check_anchors(anchors)
         camera = self._camera(size)
-        features = self._features()
         with self.timings.stage("read") as stage:
-            pixels = int(self.bundle.stage(features).input("pictures").shape[2])
-            fps = float(self.bundle.config["fps"]) if fps is None else fps
-            clip = read_clip(video, pixels, masks=masks, seconds=seconds, fps=fps)
-            gaussians = self._canonical(canonical, up)
+            asset = self._canonical(canonical, up)
+            pixels = int(self.bundle.stage(self._features()).input("pictures").shape[2])
+            clip = read_clip(video, pixels, masks=masks, seconds=seconds, fps=self._fps(source_fps))
+            gaussians = Placement(asset.means).gaussians(asset)
             stage.record({"pictures": clip.pictures, "means": gaussians.means})
         gaussians = self._aligned(gaussians, clip, azimuth)
         raw = raw_from_gaussians(gaussians)
         changes = self._followed(clip.pictures, raw, sampling, anchors)
+        return self._scene(raw, changes, clip.fps, camera, background)
+
+    def animate(
+        self,
+        mesh: PathLike,
+        *,
+        canonical: Union[PathLike, Scene4D, None] = None,
+        up: str = "z",
+        anchors: Optional[int] = None,
+        source_fps: Optional[float] = None,
+        size: Optional[tuple[int, int]] = None,
+        background: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    ) -> Scene4D:
+        """The Gaussians of an asset, moving as a mesh does that has its shape in the first frame.
+
+        Args:
+            mesh: see `edge4d.runtime.mesh.read_moving_mesh`.
+            canonical: as in `generate`, in the mesh's frame; without it, Gaussians are spread over the mesh.
+            up: the axis that points up in .ply files, of mesh and asset; in GLB it is y.
+            source_fps: frames per second; the bundle's default without it.
+            anchors, size, background: as in `generate`.
+
+        Raises:
+            InvalidMesh, InvalidPly, InvalidScene, InvalidRequest: what was given cannot be used.
+            StageNotInBundle: the bundle has no encoder of meshes.
+            SamplingDiverged, EngineFailed: a network could not be run.
+        """
+        self.timings = Timings()
+        _check_anchors(anchors)
+        self._check_encodes()
+        camera, fps = self._camera(size), self._fps(source_fps)
+        with self.timings.stage("read") as stage:
+            moving = read_moving_mesh(mesh, up=up, fps=fps)
+            asset = surface_gaussians(moving) if canonical is None else self._canonical(canonical, up)
+            place = Placement(asset.means)
+            gaussians, vertices = place.gaussians(asset), place.points(moving.vertices)
+            stage.record({"vertices": vertices, "means": gaussians.means})
+        self.camera_source = "azimuth 0° of the mesh"
+        latents = self._encoded(vertices, moving.faces, gaussians)
+        parts = range(0, len(latents), self._frames)
+        changes = [self._decoded(latents[i : i + self._frames], gaussians, anchors).astype(np.float16) for i in parts]
+        return self._scene(raw_from_gaussians(gaussians), np.concatenate(changes), fps, camera, background)
+
+    def _scene(
+        self, raw: Gaussians, changes: Float16Array, fps: float, camera: Camera, background: tuple[float, float, float]
+    ) -> Scene4D:
+        times = np.arange(len(changes)) / fps
         return Scene4D(
             **raw._asdict(),
             groups=np.zeros(len(raw.means), np.int32),
             camera=camera,
             activation=ACTIVATION,
-            motion=(motion_from_changes(changes, clip.times),),
-            t1=float(clip.times[-1]),
-            fps=clip.fps,
+            motion=(motion_from_changes(changes, times),),
+            t1=float(times[-1]),
+            fps=fps,
             metric=False,
             background=background,
             source=self.bundle.name,
@@ -151,7 +200,7 @@ class GvfDiffusion(Pipeline):
     # --- the chain ----------------------------------------------------------------------------------------------------
 
     def _canonical(self, asset: Union[PathLike, Scene4D, None], up: str) -> Gaussians:
-        """Activated Gaussians in the object's frame."""
+        """Activated Gaussians, z up."""
         if asset is None:
             raise StageNotInBundle(
                 f"The bundle '{self.bundle.name}' cannot make Gaussians of a picture.",
@@ -165,8 +214,7 @@ class GvfDiffusion(Pipeline):
                 note=f"{len(scene)}; the network sees {self._static_points} of them.",
                 hint="Export it with more, or use a smaller bundle.",
             )
-        gaussians = scene.evaluate(0.0)
-        return Placement(gaussians.means, up).gaussians(gaussians)
+        return rotated(scene.evaluate(0.0), up_rotation(up))
 
     def _aligned(self, gaussians: Gaussians, clip: Clip, azimuth: Optional[float]) -> Gaussians:
         """The Gaussians, turned so that the camera of the first frame is at azimuth 0."""
@@ -221,6 +269,23 @@ class GvfDiffusion(Pipeline):
             stage.record({"latents": latents})
         return latents
 
+    def _encoded(self, vertices: Float32Array, faces: NDArray[np.int32], gaussians: Gaussians) -> Float32Array:
+        """Latents [T,L,C] of how Gaussians move with a mesh [T,V,3]."""
+        count = int(self.bundle.stage("vae_encode").input("points").shape[0])
+        points = values_at(sample_surface(vertices[0], faces, count), faces, vertices)
+        with self.timings.stage("points"):
+            anchors = gaussians.means[cpu.farthest_point_sample(gaussians.means, count=self._latents)]
+        engine = self._engine("vae_encode")
+        with self.timings.stage("encode") as stage:
+            latents = np.concatenate(
+                [
+                    engine.run({"points": points[0], "motion": frame[None], "anchors": anchors})["samples"]
+                    for frame in points - points[0]
+                ]
+            )
+            stage.record({"latents": latents})
+        return latents
+
     def _decoded(self, latents: Float32Array, gaussians: Gaussians, anchors: Optional[int]) -> Float32Array:
         """Changes [T,N,14] of Gaussians."""
         means, query = gaussians.means, query_from_gaussians(gaussians)
@@ -262,6 +327,20 @@ class GvfDiffusion(Pipeline):
                 hint="Use a bundle that was exported with one of them.",
             )
         return found[0]
+
+    def _check_encodes(self) -> None:
+        if "vae_encode" not in self.bundle.stages:
+            raise StageNotInBundle(
+                f"The bundle '{self.bundle.name}' cannot encode meshes.",
+                note=f"Its stages are {', '.join(self.bundle.stages)}; vae_encode is needed.",
+                hint="Use a bundle that was exported with it, or give a video.",
+            )
+
+    def _fps(self, given: Optional[float]) -> float:
+        fps = float(self.bundle.config["fps"]) if given is None else given
+        if not 0.1 <= fps <= 1000.0:
+            raise InvalidRequest("That is no frame rate.", note=f"{fps:g} frames per second, from 0.1 to 1000.")
+        return fps
 
     def _camera(self, size: Optional[tuple[int, int]]) -> Camera:
         """The camera at azimuth 0; the shorter side of its picture sees what a square picture would."""

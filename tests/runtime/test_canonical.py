@@ -13,7 +13,9 @@ from edge4d.runtime.canonical import (
     channels_from_raw,
     raw_from_channels,
     raw_from_gaussians,
+    rotated,
     turned,
+    up_rotation,
     with_unit_quats,
 )
 from edge4d.runtime.errors import InvalidRequest, InvalidScene
@@ -91,7 +93,7 @@ def test_the_frame_of_a_camera_at_azimuth_0_is_up_minus_y():
 
 def test_objects_in_the_cube_stay_where_they_are():
     before = gaussians()
-    after = Placement(before.means, "z").gaussians(before)
+    after = Placement(before.means).gaussians(before)
     for name, array in before._asdict().items():
         np.testing.assert_allclose(getattr(after, name), array, atol=1e-6)
 
@@ -100,39 +102,43 @@ def test_objects_in_the_cube_stay_where_they_are():
 def test_others_are_centred_and_fill_it(factor, shift):
     asset = gaussians(500)
     far = asset._replace(means=(asset.means * factor + shift).astype(np.float32))
-    place = Placement(far.means, "-y")
+    place = Placement(far.means)
     after = place.gaussians(far)
-    extent = np.ptp(after.means, axis=0)
-    assert 0.95 < extent.max() < 1.1  # one percent of 500 is left out
+    assert 0.95 < np.ptp(after.means, axis=0).max() < 1.1  # one percent of 500 is left out
     np.testing.assert_allclose(np.percentile(after.means, (0.5, 99.5), axis=0).sum(axis=0), 0.0, atol=1e-3)
     np.testing.assert_allclose(after.scales, place.scale * asset.scales, rtol=1e-5)
+    np.testing.assert_array_equal(place.points(far.means), after.means)
     distances = [np.linalg.norm(np.diff(means[:5], axis=0), axis=1) for means in (far.means, after.means)]
     np.testing.assert_allclose(distances[1], place.scale * distances[0], rtol=1e-3)
-    # Gaussians turn with their positions: what lies along an axis of one still does.
-    axes = rotations_from_quats(far.quats), rotations_from_quats(after.quats)
-    np.testing.assert_allclose(axes[1], UP["-y"] @ axes[0], atol=1e-5)
 
 
 def test_strays_do_not_count():
     asset = gaussians(1000)
     asset.means[0] = 50.0
-    assert Placement(asset.means, "z").scale == 1.0
+    assert Placement(asset.means).scale == 1.0
+
+
+def test_gaussians_turn_with_their_positions():
+    before = gaussians()
+    after = rotated(before, UP["-y"])
+    np.testing.assert_allclose(after.means, before.means @ UP["-y"].T, atol=1e-6)
+    axes = rotations_from_quats(before.quats), rotations_from_quats(after.quats)
+    np.testing.assert_allclose(axes[1], UP["-y"] @ axes[0], atol=1e-5)
 
 
 def test_colours_are_their_constant_part():
     asset = gaussians()
     harmonics = np.concatenate([asset.colors, np.ones((50, 3, 3), np.float32)], axis=1)
-    place = Placement(asset.means, "z")
-    np.testing.assert_array_equal(place.gaussians(asset._replace(colors=harmonics)).colors, asset.colors)
+    np.testing.assert_array_equal(rotated(asset._replace(colors=harmonics), np.eye(3)).colors, asset.colors)
     rgb = (0.28209479 * asset.colors[:, 0] + 0.5).astype(np.float32)
-    np.testing.assert_allclose(place.gaussians(asset._replace(colors=rgb)).colors, asset.colors, atol=1e-5)
+    np.testing.assert_allclose(rotated(asset._replace(colors=rgb), np.eye(3)).colors, asset.colors, atol=1e-5)
 
 
 def test_what_cannot_be_placed():
     with pytest.raises(InvalidRequest, match="'x' does not point up"):
-        Placement(gaussians().means, "x")
+        up_rotation("x")
     with pytest.raises(InvalidScene, match="single point"):
-        Placement(np.zeros((5, 3), np.float32), "z")
+        Placement(np.zeros((5, 3), np.float32))
 
 
 def test_channels_are_in_the_order_of_changes():

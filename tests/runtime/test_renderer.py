@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -277,3 +279,29 @@ def test_gaussians_that_are_not_finite_are_counted(recwarn, backend):
     frame = Renderer(broken, backend=backend).render(CAMERA, 0.0)
     assert frame.stats[1] == 1
     assert np.isfinite(frame.depth).all()
+
+
+def test_videos_are_as_long_as_the_scene_moves():
+    still, moving = scene(t1=0.0), scene(t1=0.5)
+    assert len(render(still, "static", backend="onnxruntime")) == 24
+    assert len(render(moving, "static", backend="onnxruntime")) == 6
+    assert len(render(moving, "static", fps=30, backend="onnxruntime")) == 16
+    assert len(render(moving, "static", frames=2, backend="onnxruntime")) == 2
+
+
+def test_trajectories_turn_about_the_middle_of_scenes_without_metres():
+    small = scene(means=scene().means * np.float32(0.1), metric=False)
+    middle = float(np.median(small.means[:, 2]))
+    found = render(small, "orbit", frames=8, backend="onnxruntime").path
+    expected = trajectory("orbit", small.camera, 8, small.fps, distance=middle)
+    for camera, other in zip(found.cameras, expected.cameras):
+        np.testing.assert_allclose(camera.c2w, other.c2w, atol=1e-9)
+    # Parameters are in the scene's own units, and what is behind the camera says nothing.
+    given = render(small, "orbit", frames=8, distance=3.0, backend="onnxruntime").path.cameras[2]
+    np.testing.assert_array_equal(
+        given.c2w, trajectory("orbit", small.camera, 8, small.fps, distance=3.0).cameras[2].c2w
+    )
+    behind = dataclasses.replace(small, means=-small.means)
+    assert render(behind, "orbit", frames=8, backend="onnxruntime").path.cameras[2].c2w[2, 3] == pytest.approx(
+        trajectory("orbit", small.camera, 8, small.fps).cameras[2].c2w[2, 3]
+    )

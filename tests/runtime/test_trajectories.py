@@ -229,3 +229,13 @@ def test_keyframes_that_are_no_poses_are_refused(keyframes):
 def test_an_impossible_turning_radius_is_refused():
     with pytest.raises(InvalidCameraPath):
         Keyframes(CORNER, 0.0)
+
+
+def test_scaled_paths_begin_at_the_same_camera():
+    start = Camera.from_fov(64, 48, 60.0).with_pose(trajectory("orbit", CAMERA, 5, 10.0).cameras[2].c2w)
+    path = trajectory("orbit", start, 8, 10.0)
+    half = path.scaled(0.5)
+    nearer = trajectory("orbit", start, 8, 10.0, distance=4.0)
+    for camera, expected in zip(half.cameras, nearer.cameras):
+        np.testing.assert_allclose(camera.c2w, expected.c2w, atol=1e-12)
+    np.testing.assert_array_equal(half.times, path.times)

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 from gvf_bundle import LATENTS, asset, pictures, write_bundle
+from mesh_files import CUBE, QUADS, TRIANGLES, write_mesh_ply
 
 import edge4d
 from edge4d.kernels import cpu
@@ -25,6 +26,7 @@ from edge4d.runtime.errors import (
     StageNotInBundle,
 )
 from edge4d.runtime.gaussians import Gaussians
+from edge4d.runtime.mesh import GAUSSIANS, sample_surface, values_at
 from edge4d.runtime.metrics import psnr
 from edge4d.runtime.object_views import object_camera, object_pose
 from edge4d.runtime.ply import write_ply
@@ -262,6 +264,54 @@ def test_stages_are_timed_once_each(pipeline, ply):
     pipeline.generate(pictures(asset(), 40, 9), canonical=ply)
     names = [stage.name for stage in pipeline.timings.stages if "load" not in stage.name]
     assert names == ["read", "align", "points", "image", "dit_cond", "sample", "vae_latent", "decode"]
+
+
+# --- meshes -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cubes(tmp_path_factory):
+    """A cube that goes to the right, in 9 frames: more than networks take at once."""
+    folder = tmp_path_factory.mktemp("cubes")
+    for frame in range(9):
+        write_mesh_ply(folder / f"{frame}.ply", CUBE + np.array([0.02 * frame, 0, 0], np.float32), QUADS)
+    return folder
+
+
+def test_a_mesh_moves_the_gaussians_of_an_asset(pipeline, ply, cubes):
+    scene = pipeline.animate(cubes, canonical=ply, source_fps=5)
+    assert (len(scene), scene.fps, scene.t1) == (500, 5, 1.6)
+    np.testing.assert_allclose(scene.means, asset().means, atol=1e-6)
+    names = [stage.name for stage in pipeline.timings.stages if "load" not in stage.name]
+    assert names == ["read", "points", "encode", "vae_latent", "decode"]
+
+
+def test_what_is_encoded_is_how_the_mesh_moves(pipeline, ply, cubes):
+    run = {name: pipeline.backend.engine(pipeline.bundle, name, "fp32").run for name in pipeline.bundle.stages}
+    scene = pipeline.animate(cubes, canonical=ply)
+    gaussians = ACTIVATION.apply(raw_from_gaussians(asset()))
+    anchors = gaussians.means[cpu.farthest_point_sample(gaussians.means, count=LATENTS)]
+    points = values_at(sample_surface(CUBE, TRIANGLES, 64), TRIANGLES, CUBE)
+    for frame in (0, 8):
+        motion = np.tile(np.array([0.02 * frame, 0, 0], np.float32), (1, 64, 1))
+        samples = run["vae_encode"]({"points": points, "motion": motion, "anchors": anchors})["samples"]
+        queries = run["vae_query"]({"gaussians": query_from_gaussians(gaussians)})["queries"]
+        changes = run["vae_attend"]({"queries": queries, **run["vae_latent"]({"samples": samples})})["changes"][0]
+        # Half precision of numbers of up to 0.1; triangles are the file's polygons in another order.
+        np.testing.assert_allclose(scene.motion[0].data[frame], changes, atol=0.05 * np.abs(changes).max())
+
+
+def test_a_mesh_alone_gets_gaussians(pipeline, cubes):
+    scene = pipeline.animate(cubes / "0.ply", anchors=100)
+    assert (len(scene), scene.t1) == (GAUSSIANS, 0.0)
+    np.testing.assert_allclose(np.abs(scene.means).max(axis=0), 0.3, atol=1e-6)
+
+
+def test_bundles_that_encode_nothing(pipeline, cubes):
+    stages = {name: stage for name, stage in pipeline.bundle.stages.items() if name != "vae_encode"}
+    without = system("gvf_diffusion")(dataclasses.replace(pipeline.bundle, stages=stages), backend(), "fp32")
+    with pytest.raises(StageNotInBundle, match="vae_encode"):
+        without.animate(cubes)
 
 
 def _static(gaussians):

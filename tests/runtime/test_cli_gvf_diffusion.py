@@ -1,0 +1,106 @@
+"""The command line on bundles of GVFDiffusion (see gvf_bundle.py)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from gvf_bundle import asset, pictures, write_bundle
+from mesh_files import cube
+from PIL import Image
+
+import edge4d
+from edge4d.runtime import cli
+from edge4d.runtime.ply import write_ply
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """bundle.e4d, asset.ply, cube.glb, and a video of five frames as a folder and as its masks."""
+    folder = tmp_path_factory.mktemp("gvf")
+    write_bundle(folder / "bundle.e4d")
+    write_ply(folder / "asset.ply", asset())
+    glb = cube()
+    glb.animate(0, "translation", [0, 0.5], [[0, 0, 0], [0.2, 0, 0]])
+    glb.write(folder / "cube.glb")
+    for name in ("video", "masks"):
+        (folder / name).mkdir()
+    noise = np.random.default_rng(0).integers(0, 255, (97, 97, 3))
+    for number, frame in enumerate(pictures(asset(), 40, 5, size=97)):
+        behind = np.where(frame[..., 3:] > 127, frame[..., :3], noise).astype(np.uint8)
+        Image.fromarray(behind).save(folder / "video" / f"{number}.jpg")
+        Image.fromarray(frame[..., 3]).save(folder / "masks" / f"{number}.png")
+    return folder
+
+
+@pytest.fixture
+def run(capsys, files, tmp_path):
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["generate", *map(str, arguments), "--bundle", str(files / "bundle.e4d")])
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_from_video_to_video(run, files, tmp_path):
+    code, out, err = run(
+        *(files / "video", "--canonical", files / "asset.ply", "--masks", files / "masks", "--source-fps", 4),
+        *("--save-scene", tmp_path / "scene.safetensors", "--seconds", 1, "--steps", 3, "--anchors", 100),
+        *("--size", "66x64", "--seed", 2, "-o", tmp_path / "frames"),
+    )
+    assert code == 0, err
+    assert out.split() == [str(tmp_path / "frames"), str(tmp_path / "scene.safetensors")]
+    scene = edge4d.Scene4D.load(tmp_path / "scene.safetensors")
+    assert (scene.t1, scene.fps, scene.camera.width) == (0.75, 4, 66)
+    assert len(list((tmp_path / "frames").iterdir())) == 4  # as long as the scene
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "frames" / "0000.png"))[0, 0], 255)
+    for word in ("read", "align", "dit_cond", "sample", "interpolate", "decode", "render", "azimuth"):
+        assert word in err
+
+
+def test_from_mesh_to_video(run, files, tmp_path):
+    code, _, err = run("--mesh", files / "cube.glb", "--camera", "orbit", "--size", "64x64", "-o", tmp_path / "out.mp4")
+    assert code == 0, err
+    assert (tmp_path / "out.mp4").stat().st_size > 500
+    assert "encode" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("VIDEO",), "--canonical FILE.ply"),
+        (("VIDEO", "--canonical", "PLY"), "--masks DIR"),
+        (("VIDEO", "--canonical", "PLY", "--depth", "depth.npy"), "--depth means nothing"),
+        (("VIDEO", "--canonical", "PLY", "--temperature", "0.5"), "--temperature means nothing"),
+        (("--mesh", "PLY"), "no triangles"),
+        (("--mesh", "GLB", "--azimuth", "3"), "--azimuth means nothing"),
+        (("absent.mp4", "--canonical", "PLY"), "no video at absent.mp4"),
+    ],
+)
+def test_errors_say_what_to_do(run, files, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    names = {"VIDEO": files / "video", "PLY": files / "asset.ply", "GLB": files / "cube.glb"}
+    code, out, err = run(*(names.get(word, word) for word in arguments), "-o", "out")
+    assert (code, out) == (1, "")
+    assert words in err
+    assert "Traceback" not in err
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_video_or_a_mesh(run, files):
+    assert run("-o", "out")[0] == 2
+    assert run(files / "video", "--mesh", files / "cube.glb", "-o", "out")[0] == 2
+
+
+def test_options_of_videos_mean_nothing_to_photographs(capsys, tmp_path):
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "photo.png")
+    for option in ("--canonical", "--mesh"):
+        source = [] if option == "--mesh" else [str(tmp_path / "photo.png")]
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["generate", *source, option, "a.ply", "-o", str(tmp_path / "out")])
+        assert stop.value.code == 1
+        assert f"{option} means nothing to the bundle 'street'" in capsys.readouterr().err
