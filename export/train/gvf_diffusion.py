@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,15 +85,18 @@ class Herd(NamedTuple):
     jitter: Tensor
 
 
+@dataclass(frozen=True)
 class Herds:
     """The animals of each step; what a step has depends on its number and the seed alone.
 
-    Args:
-        gaussians: N.
+    Attributes:
+        batch: animals of a step. gaussians: N. times: T.
     """
 
-    def __init__(self, seed: int, batch: int, gaussians: int) -> None:
-        self.seed, self.batch, self.gaussians = seed, batch, gaussians
+    seed: int
+    batch: int
+    gaussians: int
+    times: int
 
     def __call__(self, step: int) -> list[Herd]:
         """What one step has."""
@@ -101,7 +105,7 @@ class Herds:
 
     def _herd(self, animals: Any, generator: torch.Generator) -> Herd:
         count = len(animals)
-        times = CLIP_SECONDS * torch.rand(count, TIMES, generator=generator)
+        times = CLIP_SECONDS * torch.rand(count, self.times, generator=generator)
         times[:, 0] = 0
         return Herd(
             animals.vertices(times),
@@ -344,7 +348,7 @@ def validate(model: Animals, device: torch.device, *, transformer: bool, batch: 
     Returns:
         PSNR in dB, and by how much vertices miss their places.
     """
-    herds = Herds(_VALIDATION_SEED, batch, GAUSSIANS)(0)
+    herds = Herds(_VALIDATION_SEED, batch, GAUSSIANS, TIMES)(0)
     scores: dict[str, list[Tensor]] = {}
     for herd in herds:
         herd = Herd(*(tensor.to(device) for tensor in herd))
@@ -474,7 +478,7 @@ def train(
     switch = 0 if refine is not None else max(1, round(VAE_SHARE * steps))
     levels = NoiseLevels(target)
     began = time.monotonic()
-    herds = Herds(seed, batch, GAUSSIANS)
+    herds = Herds(seed, batch, GAUSSIANS, TIMES)
     if workers is None:
         workers = min(14, max(1, len(os.sched_getaffinity(0)) - 2)) if target.type == "cuda" else 0
     with (out / "log.jsonl").open("a") as log:
@@ -490,7 +494,7 @@ def train(
                 group["lr"] = learning_rate(*phase, peak_rate)
             terms = dit_losses(model, clips, levels) if transformer else vae_losses(model, clips)
             descend(optimizer, terms, learned)
-            average(shadow, model)
+            average(shadow, model, max(0.002, 9 / (10 + phase[0])))
             late = time.monotonic() - began > 60 * minutes
             done = late or step == steps - 1
             if done or step % log_every == log_every - 1:
@@ -513,8 +517,8 @@ def herds_ahead(herds: Herds, steps: range, workers: int) -> Iterator[list[Herd]
     if workers == 0:
         yield from map(herds, steps)
         return
-    # Processes, since what makes animals is many small operations; forked, and they never touch the GPU.
-    context = multiprocessing.get_context("fork")
+    # Processes, since what makes animals is many small operations; not copies of this one, which holds the GPU.
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
         ahead = deque(pool.submit(_arrays, herds, step) for step in steps[: 2 * workers])
         for step in steps:

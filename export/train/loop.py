@@ -56,11 +56,11 @@ def resumed(
 
 
 @torch.no_grad()
-def average(shadow: nn.Module, model: nn.Module) -> None:
-    """Moves `shadow` a little towards `model`: the moving average of weights and statistics over about 500 steps."""
+def average(shadow: nn.Module, model: nn.Module, rate: float = 0.002) -> None:
+    """Moves `shadow` a little towards `model`: the moving average of weights and statistics over about 1/rate steps."""
     for kept, new in zip(shadow.state_dict().values(), model.state_dict().values()):
         if kept.is_floating_point():
-            kept.lerp_(new, 0.002)
+            kept.lerp_(new, rate)
         else:
             kept.copy_(new)
 

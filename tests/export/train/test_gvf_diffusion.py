@@ -34,7 +34,7 @@ from edge4d.runtime.samplers import CosineSchedule  # noqa: E402
 from edge4d.runtime.variation_field import ACTIVATION, DELTA, query_from_gaussians  # noqa: E402
 
 CPU = torch.device("cpu")
-COUNT, POINTS, SIDE = 300, 40, 32
+COUNT, POINTS, SIDE, TIMES = 300, 40, 32, 3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +43,7 @@ def small_and_apart() -> Iterator[None]:
     whole process: other tests shall not see it."""
     precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "TIMES", 3)
+        patch.setattr(training, "TIMES", TIMES)
         patch.setattr(training, "GAUSSIANS", 160)
         patch.setattr(training, "QUERIES", 20)
         patch.setattr(training, "validate", functools.partial(training.validate, batch=2))
@@ -55,7 +55,7 @@ def small_and_apart() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def herds() -> list[training.Herd]:
     """Five animals, one of each plan."""
-    return training.Herds(0, 5, COUNT)(0)
+    return training.Herds(0, 5, COUNT, TIMES)(0)
 
 
 @pytest.fixture(scope="module")
@@ -77,14 +77,14 @@ def tiny() -> Animals:
 
 
 def test_steps_depend_on_number_and_seed_alone():
-    herds = training.Herds(3, 5, 20)
-    for first, second in zip(herds(7), training.Herds(3, 5, 20)(7)):
+    herds = training.Herds(3, 5, 20, TIMES)
+    for first, second in zip(herds(7), training.Herds(3, 5, 20, TIMES)(7)):
         assert all(torch.equal(a, b) for a, b in zip(first, second))
     assert not torch.equal(herds(7)[0].vertices, herds(8)[0].vertices)
 
 
 def test_processes_make_the_same_herds():
-    herds = training.Herds(1, 2, 10)
+    herds = training.Herds(1, 2, 10, TIMES)
     ahead = list(training.herds_ahead(herds, range(4, 9), workers=1))
     assert len(ahead) == 5
     for step, made in enumerate(ahead, start=4):
@@ -232,7 +232,7 @@ def test_true_latents_cost_nothing_to_a_network_that_knows_them(clips, monkeypat
 def test_what_is_trained_is_what_is_exported(clips):
     """One object through the engines' stages."""
     model = tiny().eval()
-    training.settle(model, iter([training.Herds(5, 5, 160)(step) for step in range(2)]), CPU, batches=2)
+    training.settle(model, iter([training.Herds(5, 5, 160, TIMES)(step) for step in range(2)]), CPU, batches=2)
     config = model.config
     one = training.Clips(*(value[1:2] for value in clips))
     x, t = torch.randn(1, 3, config.latents, config.dit.latent_channels), torch.tensor([412.0])
@@ -248,7 +248,7 @@ def test_what_is_trained_is_what_is_exported(clips):
 @torch.no_grad()
 def test_settling_standardises(clips):
     model = tiny()
-    herds = [training.Herds(6, 10, 160)(step) for step in range(3)]
+    herds = [training.Herds(6, 10, 160, TIMES)(step) for step in range(3)]
     training.settle(model, iter(herds), CPU, batches=3)
     assert (model.static.deviation >= training._SMALLEST_DEVIATION).all()
     made = training.make_clips(herds[0], model.config.static_points, 0, CPU)
