@@ -57,11 +57,6 @@ class Clip(NamedTuple):
     mask: Pixels
     fps: float
 
-    @property
-    def times(self) -> NDArray[np.float64]:
-        """[T] seconds."""
-        return np.arange(len(self.pictures)) / self.fps
-
 
 def read_clip(
     video: Video,

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
-from gvf_bundle import asset, pictures, write_bundle
+from gvf_bundle import asset, pictures
 from mesh_files import cube
 from PIL import Image
 
@@ -18,9 +15,8 @@ from edge4d.runtime.ply import write_ply
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """bundle.e4d, asset.ply, cube.glb, and a video of five frames as a folder and as its masks."""
+    """asset.ply, cube.glb, and a video of five frames as a folder and as its masks."""
     folder = tmp_path_factory.mktemp("gvf")
-    write_bundle(folder / "bundle.e4d")
     write_ply(folder / "asset.ply", asset())
     glb = cube()
     glb.animate(0, "translation", [0, 0.5], [[0, 0, 0], [0.2, 0, 0]])
@@ -36,10 +32,10 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, files, tmp_path):
+def run(capsys, random_gvf_bundle):
     def run(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
-            cli.main(["generate", *map(str, arguments), "--bundle", str(files / "bundle.e4d")])
+            cli.main(["generate", *map(str, arguments), "--bundle", str(random_gvf_bundle)])
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out, captured.err
 

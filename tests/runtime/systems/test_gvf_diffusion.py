@@ -6,10 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-
-pytest.importorskip("torch")
-
-from gvf_bundle import LATENTS, asset, pictures, write_bundle
+from gvf_bundle import LATENTS, asset, pictures
 from mesh_files import CUBE, QUADS, TRIANGLES, write_mesh_ply
 
 import edge4d
@@ -37,11 +34,6 @@ from edge4d.runtime.variation_field import ACTIVATION, query_from_gaussians
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny.e4d")
-
-
-@pytest.fixture(scope="module")
 def ply(tmp_path_factory):
     path = tmp_path_factory.mktemp("assets") / "asset.ply"
     write_ply(path, asset())
@@ -49,8 +41,8 @@ def ply(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pipeline(bundle):
-    with edge4d.load(bundle, backend="onnxruntime") as pipeline:
+def pipeline(random_gvf_bundle):
+    with edge4d.load(random_gvf_bundle, backend="onnxruntime") as pipeline:
         yield pipeline
 
 
@@ -244,9 +236,9 @@ def test_bundles_that_see_nothing(pipeline, ply, video):
         without.generate(video, canonical=ply)
 
 
-def test_a_precision_that_is_not_there(bundle):
+def test_a_precision_that_is_not_there(random_gvf_bundle):
     with pytest.raises(PrecisionNotInBundle):
-        edge4d.load(bundle, precision="fp16")
+        edge4d.load(random_gvf_bundle, precision="fp16")
 
 
 def test_changes_beyond_half_precision_are_refused(pipeline, ply, video, monkeypatch):
