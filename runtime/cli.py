@@ -337,7 +337,7 @@ def evaluate(
             metavar="NAME", help="Make this world first (needs edge4d[export]); the bundle's own if not given."
         ),
     ] = None,
-    count: Annotated[int, typer.Option(metavar="N", help="How many photographs of that world.")] = 16,
+    count: Annotated[int, typer.Option(metavar="N", help="How many photographs or animals of that world.")] = 16,
     seed: Annotated[int, typer.Option(metavar="N", help="Which ones.")] = 7,
     data: Annotated[
         Optional[Path], typer.Option(metavar="DIR", help="Read a world that `edge4d world` wrote, instead.")
@@ -345,17 +345,17 @@ def evaluate(
     json_to: Annotated[
         Optional[str], typer.Option("--json", metavar="FILE|-", help="Write the figures as one object.")
     ] = None,
-    frames: Annotated[Optional[int], typer.Option(metavar="N", help="Frames per photograph, itself included.")] = None,
+    frames: Annotated[Optional[int], typer.Option(metavar="N", help="Frames of each, a photograph included.")] = None,
     fps: Annotated[Optional[float], typer.Option(metavar="F", help="Of the world that is made.")] = None,
     size: Annotated[Optional[str], typer.Option(metavar="WxH", help="Of the world that is made.")] = None,
     background: Background = None,
     backend: Backend = "auto",
     precision: Precision = None,
 ) -> None:
-    """Compare what a bundle foresees with what a world it never saw then shows."""
-    from edge4d.runtime.evaluate import evaluate as score
-    from edge4d.runtime.world_files import World
+    """Compare what a bundle foresees with what a world it never saw then shows.
 
+    Of photographs, along a camera's path; of objects (bundles of gvf_diffusion), from four sides at each time.
+    """
     if world is not None and data is not None:
         raise typer.BadParameter("give --world NAME or --data DIR, not both")
     if data is not None and (fps is not None or size is not None):
@@ -368,15 +368,7 @@ def evaluate(
             world = world or _own_world(pipeline.bundle)
             made_size = _size(size) or tuple(config["size"])
             _write_world(world, folder, count, seed, made_size, frames or config["frames"], fps or config["fps"])
-        with _progress("Evaluating") as progress:
-            figures = score(
-                pipeline,
-                World.load(folder),
-                frames=frames,
-                background=_colour(background) or (0.0, 0.0, 0.0),
-                backend=backend,
-                progress=progress,
-            )
+        figures = _scores(pipeline, folder, frames, _colour(background), backend)
     _screen.print(_figures_table(figures))
     if json_to is not None:
         _write_json(figures, json_to)
@@ -893,6 +885,32 @@ def _write_json(figures: dict[str, Any], path: str) -> None:
         Path(path).write_text(text + "\n")
     except OSError as error:
         raise InvalidRequest(f"Cannot write {path}.", note=str(error), hint="Choose a folder that exists.") from error
+
+
+def _scores(
+    pipeline: Any, folder: Path, frames: Optional[int], background: Optional[tuple[float, float, float]], backend: str
+) -> dict[str, Any]:
+    """What the evaluation of the bundle's system finds on a world."""
+    from edge4d.runtime.evaluate import evaluate as evaluate_photographs
+    from edge4d.runtime.evaluate_objects import evaluate_objects
+    from edge4d.runtime.object_world_files import ObjectWorld
+    from edge4d.runtime.world_files import World
+
+    with _progress("Evaluating") as progress:
+        if pipeline.bundle.system == "gvf_diffusion":
+            if background is not None:
+                raise typer.BadParameter("objects are compared on white; --background belongs to photographs")
+            return evaluate_objects(
+                pipeline, ObjectWorld.load(folder), frames=frames, backend=backend, progress=progress
+            )
+        return evaluate_photographs(
+            pipeline,
+            World.load(folder),
+            frames=frames,
+            background=background or (0.0, 0.0, 0.0),
+            backend=backend,
+            progress=progress,
+        )
 
 
 def _own_world(bundle: Any) -> str:

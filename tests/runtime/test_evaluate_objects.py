@@ -16,6 +16,7 @@ from gvf_bundle import write_bundle  # noqa: E402
 
 import edge4d  # noqa: E402
 from edge4d.export.worlds import animals, surface_gaussians, write_world  # noqa: E402
+from edge4d.runtime import cli  # noqa: E402
 from edge4d.runtime.canonical import raw_from_gaussians  # noqa: E402
 from edge4d.runtime.errors import InvalidWorld  # noqa: E402
 from edge4d.runtime.evaluate_objects import FIGURES, evaluate_objects, score  # noqa: E402
@@ -87,10 +88,15 @@ def test_true_motion_is_as_good_as_the_gaussians_are(world):
         assert means["ssim_static"] < means["ssim"]
 
 
-def test_a_bundle_is_scored_on_every_sequence(world, tmp_path):
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny.e4d")
+
+
+def test_a_bundle_is_scored_on_every_sequence(world, bundle):
     """Random networks: worse than Gaussians that stand still, and the same each time."""
     told: list[tuple[int, int]] = []
-    with edge4d.load(write_bundle(tmp_path / "tiny.e4d"), backend="onnxruntime") as pipeline:
+    with edge4d.load(bundle, backend="onnxruntime") as pipeline:
         options = {"frames": 2, "steps": 2}
         figures = evaluate_objects(pipeline, world, **options, progress=lambda *step: told.append(step))
         assert told == [(1, 2), (2, 2)]
@@ -111,3 +117,16 @@ def test_a_bundle_is_scored_on_every_sequence(world, tmp_path):
         "precision": "fp32",
         "backend": "onnxruntime",
     }
+
+
+def test_the_command_line_scores_objects_on_white(world, bundle, capsys):
+    command = ["evaluate", str(bundle), "--data", str(world.folder), "--frames", "2", "--backend", "onnxruntime"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--json", "-"])
+    assert not stop.value.code
+    figures = json.loads(capsys.readouterr().out)
+    assert set(FIGURES) < set(figures)
+    assert figures["world"] == "animals"
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command, "--background", "0,0,0"])
+    assert stop.value.code == 2
