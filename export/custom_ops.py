@@ -19,12 +19,9 @@ from onnxscript.values import Opset
 from torch import Tensor
 
 from edge4d.kernels import reference
-from edge4d.kernels.ops import DOMAIN, OPERATORS, VERSION, Operator
+from edge4d.kernels.ops import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES, VERSION, Operator
 from edge4d.kernels.ops import Tensor as OperatorTensor
 from edge4d.runtime.errors import ExportFailed, LibraryNotFound
-
-PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
-"""On every node of ours: what TensorRT's parser looks a plugin up by, from 8.6 to 11."""
 
 _ONNX_TYPES: dict[type, onnx.defs.OpSchema.AttrType] = {
     int: onnx.defs.OpSchema.AttrType.INT,

@@ -12,8 +12,7 @@ import numpy as np
 import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from edge4d.export.custom_ops import PLUGIN_ATTRIBUTES
-from edge4d.kernels.ops import DOMAIN, OPERATORS
+from edge4d.kernels.ops import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES
 from edge4d.runtime.bundle import Graph, OperatorStep, SessionStep, Step
 from edge4d.runtime.errors import ExportFailed
 

@@ -25,9 +25,8 @@ from edge4d.export.stage import ExportStage
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from edge4d.runtime.bundle import Stage, TensorSpec, factors
 from edge4d.runtime.errors import ExportFailed
+from edge4d.runtime.onnx_files import IR_VERSION, OPSET
 
-OPSET = 17  # the newest that TensorRT 8.6 reads
-IR_VERSION = 8  # the one that came with opset 17
 TOLERANCE = 1e-4
 """Largest difference from torch, relative to the largest value of a tensor. Both sides compute in float32 and add the
 same products in another order: a sum of n terms then differs by about sqrt(n)·eps, 6e-6 for a 3x3 convolution of 256

@@ -12,6 +12,9 @@ from typing import Optional, Union
 DOMAIN = "edge4d"
 VERSION = 1
 
+PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}
+"""On every ONNX node of ours: what TensorRT's parser looks a plugin up by, from 8.6 to 11."""
+
 IMAGE, ALPHA, DEPTH = 1, 2, 4  # bits of GaussianRasterize's `outputs`
 
 

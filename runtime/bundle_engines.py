@@ -30,6 +30,7 @@ from edge4d.runtime.engine_from_onnx import (
 from edge4d.runtime.errors import BackendUnavailable, InvalidRequest, LibraryNotFound
 from edge4d.runtime.onnx_files import external_locations
 
+PLUGINS_HINT = "Build them with CMake and -DEDGE4D_TENSORRT_INCLUDE=, the folder of TensorRT's headers."
 _DEVICE = re.compile(r"(?:sm_?)?([1-9]\d{1,2})")
 
 
@@ -249,6 +250,12 @@ def plugin_library(version: str) -> Path:
     return library_path(f"libedge4d_trt{version.split('.')[0]}.so")
 
 
+def check_plugins(library: Path) -> None:
+    """Raises LibraryNotFound unless the library of plugins is there."""
+    if not library.is_file():
+        raise LibraryNotFound("The TensorRT plugins are not there.", note=f"Looked for '{library}'.", hint=PLUGINS_HINT)
+
+
 def _plugins_content(library: Optional[Path]) -> str:
     """The SHA-256 of a library of plugins; "" without one.
 
@@ -257,12 +264,7 @@ def _plugins_content(library: Optional[Path]) -> str:
     """
     if library is None:
         return ""
-    if not library.is_file():
-        raise LibraryNotFound(
-            "The TensorRT plugins are not there.",
-            note=f"Looked for '{library}'.",
-            hint="Build them with CMake and -DEDGE4D_TENSORRT_INCLUDE=, the folder of TensorRT's headers.",
-        )
+    check_plugins(library)
     return hashlib.sha256(library.read_bytes()).hexdigest()
 
 

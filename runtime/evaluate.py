@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge4d.runtime.errors import InvalidWorld
 from edge4d.runtime.metrics import depth_abs_rel, psnr, ssim
+from edge4d.runtime.object_world_files import ObjectWorld
 from edge4d.runtime.renderer import Renderer
 from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.systems.pipeline import Pipeline
 from edge4d.runtime.systems.pixel_to_4d import PixelTo4D
 from edge4d.runtime.world_files import World, WorldSequence
 
@@ -64,11 +66,7 @@ def evaluate(
         InvalidWorld, InvalidPicture: files that cannot be used.
         InvalidRequest: the network cannot see pictures of the world's size.
     """
-    frames = world.frames if frames is None else frames
-    if not 2 <= frames <= world.frames:
-        raise InvalidWorld(
-            "The world does not have the frames asked for.", note=f"{frames} frames; it has 2 to {world.frames}."
-        )
+    frames = checked_frames(world, frames)
     scores: Scores = defaultdict(list)
     for done, name in enumerate(world.sequences, 1):
         sequence = world.sequence(name)
@@ -84,6 +82,23 @@ def evaluate(
             progress(done, len(world.sequences))
     return {
         **{name: _mean(scores[name]) for name in FIGURES},
+        **description(pipeline, world, frames),
+    }
+
+
+def checked_frames(world: Union[World, ObjectWorld], frames: Optional[int]) -> int:
+    """How many frames of each sequence are judged; all of them without `frames`. Raises InvalidWorld."""
+    frames = world.frames if frames is None else frames
+    if not 2 <= frames <= world.frames:
+        raise InvalidWorld(
+            "The world does not have the frames asked for.", note=f"{frames} frames; it has 2 to {world.frames}."
+        )
+    return frames
+
+
+def description(pipeline: Pipeline, world: Union[World, ObjectWorld], frames: int) -> dict[str, Any]:
+    """What was judged, on what."""
+    return {
         "bundle": pipeline.bundle.name,
         "world": world.name,
         "count": len(world.sequences),

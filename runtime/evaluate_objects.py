@@ -14,7 +14,7 @@ from typing import Any, Optional
 import numpy as np
 from numpy.typing import NDArray
 
-from edge4d.runtime.errors import InvalidWorld
+from edge4d.runtime.evaluate import Scores, checked_frames, description
 from edge4d.runtime.metrics import psnr, ssim
 from edge4d.runtime.object_world_files import ObjectSequence, ObjectWorld
 from edge4d.runtime.renderer import Renderer
@@ -22,8 +22,6 @@ from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.systems.gvf_diffusion import GvfDiffusion
 
 FIGURES = ("psnr", "ssim", "psnr_static", "ssim_static", "psnr_first")
-
-Scores = dict[str, list[float]]
 
 
 def evaluate_objects(
@@ -52,11 +50,7 @@ def evaluate_objects(
     Raises:
         InvalidWorld, InvalidPicture, InvalidPly: files that cannot be used.
     """
-    frames = world.frames if frames is None else frames
-    if not 2 <= frames <= world.frames:
-        raise InvalidWorld(
-            "The world does not have the frames asked for.", note=f"{frames} frames; it has 2 to {world.frames}."
-        )
+    frames = checked_frames(world, frames)
     scores: Scores = defaultdict(list)
     for done, name in enumerate(world.sequences, 1):
         sequence = world.sequence(name)
@@ -74,15 +68,7 @@ def evaluate_objects(
             progress(done, len(world.sequences))
     return {
         **{name: round(float(np.mean(scores[name])), 4) for name in FIGURES},
-        "bundle": pipeline.bundle.name,
-        "world": world.name,
-        "count": len(world.sequences),
-        "seed": world.seed,
-        "frames": frames,
-        "fps": world.fps,
-        "size": f"{world.size[0]}x{world.size[1]}",
-        "precision": pipeline.precision,
-        "backend": pipeline.backend.name,
+        **description(pipeline, world, frames),
     }
 
 

@@ -1,10 +1,14 @@
-"""Which files an ONNX file reads: its external data, found without ONNX and without opening any of them."""
+"""What ONNX files of ours are, and which files one reads: its external data, found without ONNX and without opening any
+of them."""
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
+
+OPSET = 17  # the newest that TensorRT 8.6 reads
+IR_VERSION = 8  # the one that came with opset 17
 
 # Per message of onnx.proto, the fields that lead to external data: {number: the message in that field}.
 _FIELDS = {

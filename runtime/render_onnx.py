@@ -18,13 +18,12 @@ from typing import Any, NamedTuple, Optional, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from edge4d.kernels.ops import ALPHA, DEPTH, DOMAIN, GAUSSIAN_RASTERIZE, IMAGE, VERSION
+from edge4d.kernels.ops import ALPHA, DEPTH, DOMAIN, GAUSSIAN_RASTERIZE, IMAGE, PLUGIN_ATTRIBUTES, VERSION
 from edge4d.runtime.errors import BackendUnavailable, InvalidRequest
 from edge4d.runtime.motion import Poly
+from edge4d.runtime.onnx_files import IR_VERSION, OPSET
 from edge4d.runtime.rotations import left_multiplications
 from edge4d.runtime.scene import Scene4D
-
-IR_VERSION, OPSET = 8, 17
 
 Arrays = dict[str, tuple[tuple[int, ...], str]]  # shape and dtype by name
 
@@ -219,8 +218,7 @@ class _Graph:
         """Adds a node of our domain. The types of its outputs are written down: only we can infer them."""
         helper = self._onnx.helper
         node = helper.make_node(operator, inputs, list(outputs), name=f"render/{operator}", domain=DOMAIN)
-        found_by = {"plugin_namespace": DOMAIN, "plugin_version": str(VERSION)}  # TensorRT's parser looks for them
-        node.attribute.extend(helper.make_attribute(*item) for item in {**attributes, **found_by}.items())
+        node.attribute.extend(helper.make_attribute(*item) for item in {**attributes, **PLUGIN_ATTRIBUTES}.items())
         self._nodes.append(node)
         self._inner += self._values(outputs)
 

@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,13 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_bundle() -> Callable[..., Path]:
+    """Writes a small bundle; see `_write_bundle`."""
+    return _write_bundle
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory, write_bundle: Callable[..., Path]) -> Path:
     """A bundle of the system pixel_to_4d without learned weights: one Gaussian per pixel of the photograph's colour.
 
     perceive: 6 m everywhere; pixels with red above 0.9 are instance 1.
@@ -56,20 +63,9 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     plus the mean of the noise, all others stand still.
     """
     pytest.importorskip("torch")
-    from edge4d.export.bundle_from_model import bundle_from_model
-    from edge4d.runtime.camera import Camera
-
-    folder = tmp_path_factory.mktemp("bundles") / "tiny.e4d"
-    bundle_from_model(
-        _model(),
-        folder,
-        system="pixel_to_4d",
-        config={"size": [64, 32], "fps": 10, "frames": 5, "groups": GROUPS, "layers": 1, "noise_channels": 2},
-        camera=Camera.from_fov(64, 32, 60.0),
-        licence="Apache-2.0",
-        provenance={"training": "none"},
+    return write_bundle(
+        tmp_path_factory.mktemp("bundles") / "tiny.e4d", *_networks(), groups=GROUPS, largest=(512, 256)
     )
-    return folder
 
 
 @pytest.fixture
@@ -118,12 +114,10 @@ def _write_sequence(pipeline, folder: Path, trajectory: str, index: int) -> None
     np.savez_compressed(folder / "frames_moving.npz", np.stack(reddish))
 
 
-def _model():
+def _networks():
+    """`perceive` and `core` of the tiny bundle."""
     import torch
     from torch import nn
-
-    from edge4d.export.stage import ExportStage
-    from edge4d.runtime.bundle import Axis, TensorSpec
 
     class Perceive(nn.Module):
         def forward(self, image, intrinsics):
@@ -148,6 +142,24 @@ def _model():
             groups = instances.flatten(1)
             return means, quats, scales, opacities, colors, groups, zeros, linear, torch.zeros_like(linear)
 
+    return Perceive(), Core()
+
+
+def _write_bundle(folder: Path, perceive, core, *, groups: int, largest: tuple[int, int], single=((), ())) -> Path:
+    """A bundle of the system pixel_to_4d with one Gaussian per pixel and two channels of noise, for 64x32.
+
+    Args:
+        perceive, core: networks that take and give what those of the system do.
+        largest: (width, height) that they see.
+        single: for each, the modules that stay in float32.
+    """
+    import torch
+
+    from edge4d.export.bundle_from_model import bundle_from_model
+    from edge4d.export.stage import ExportStage
+    from edge4d.runtime.bundle import Axis, TensorSpec
+    from edge4d.runtime.camera import Camera
+
     def tensors(text: str) -> tuple[TensorSpec, ...]:
         specs = []
         for line in text.split(";"):
@@ -155,13 +167,6 @@ def _model():
             dtype = "int32" if name in ("instances", "groups") else "float32"
             specs.append(TensorSpec(name, dtype, tuple(int(dim) if dim.isdigit() else dim for dim in dims)))
         return tuple(specs)
-
-    axes = (Axis("H", 32, 32, 256, 32), Axis("W", 32, 64, 512, 32))
-    image, intrinsics = "image 1 3 H W", "intrinsics 1 4"
-    maps = "depth 1 1 H W; instances 1 H W"
-    motion = f"centres 1 {GROUPS} 3; linear 1 {GROUPS} 2 3; angular 1 {GROUPS} 2 3"
-    gaussians = "means 1 H*W 3; quats 1 H*W 4; scales 1 H*W 3; opacities 1 H*W; colors 1 H*W 3; groups 1 H*W"
-    core_inputs = tensors(f"{image}; {maps}; noise 1 2 H/16 W/16; {intrinsics}")
 
     def example(specs):
         def make(sizes):
@@ -176,14 +181,28 @@ def _model():
 
         return make
 
+    axes = (Axis("H", 32, 32, largest[1], 32), Axis("W", 32, 64, largest[0], 32))
+    image, intrinsics = "image 1 3 H W", "intrinsics 1 4"
+    maps = "depth 1 1 H W; instances 1 H W"
+    motion = f"centres 1 {groups} 3; linear 1 {groups} 2 3; angular 1 {groups} 2 3"
+    gaussians = "means 1 H*W 3; quats 1 H*W 4; scales 1 H*W 3; opacities 1 H*W; colors 1 H*W 3; groups 1 H*W"
+    seen, taken = tensors(f"{image}; {intrinsics}"), tensors(f"{image}; {maps}; noise 1 2 H/16 W/16; {intrinsics}")
+    given = tensors(f"{gaussians}; {motion}")
+
     class Model:
         def stages(self) -> list[ExportStage]:
-            inputs = tensors(f"{image}; {intrinsics}")
             return [
-                ExportStage("perceive", Perceive().eval(), inputs, tensors(maps), axes, example(inputs)),
-                ExportStage(
-                    "core", Core().eval(), core_inputs, tensors(f"{gaussians}; {motion}"), axes, example(core_inputs)
-                ),
+                ExportStage("perceive", perceive.eval(), seen, tensors(maps), axes, example(seen), single[0]),
+                ExportStage("core", core.eval(), taken, given, axes, example(taken), single[1]),
             ]
 
-    return Model()
+    bundle_from_model(
+        Model(),
+        folder,
+        system="pixel_to_4d",
+        config={"size": [64, 32], "fps": 10, "frames": 5, "groups": groups, "layers": 1, "noise_channels": 2},
+        camera=Camera.from_fov(64, 32, 60.0),
+        licence="Apache-2.0",
+        provenance={"training": "none"},
+    )
+    return folder

@@ -18,7 +18,7 @@ from edge4d.kernels.ops import DOMAIN
 from edge4d.runtime.backends import cuda
 from edge4d.runtime.backends.cuda import DeviceArray, Mirrored, Stream
 from edge4d.runtime.bundle import Bundle, Stage
-from edge4d.runtime.bundle_engines import cached_engine, parts, plugin_library, target
+from edge4d.runtime.bundle_engines import PLUGINS_HINT, cached_engine, check_plugins, parts, plugin_library, target
 from edge4d.runtime.engine import StageEngine
 from edge4d.runtime.engine_cache import EngineCache
 from edge4d.runtime.errors import BackendUnavailable, EngineFailed, InvalidBundle, InvalidEngine, LibraryNotFound
@@ -257,15 +257,13 @@ def load_plugins(library: Optional[Path] = None) -> None:
     """
     trt = _tensorrt()
     path = plugin_library(trt.__version__) if library is None else library
-    hint = f"Build it with CMake and -DEDGE4D_TENSORRT_INCLUDE=, the headers of TensorRT {trt.__version__}."
-    if not path.is_file():
-        raise LibraryNotFound("The TensorRT plugins are not there.", note=f"Looked for '{path}'.", hint=hint)
+    check_plugins(path)
     registry = trt.get_plugin_registry()
     if not _known(registry):
         registry.load_library(str(path))
     if not _known(registry):
         note = f"TensorRT {trt.__version__} found no operators of ours in '{path}'."
-        raise LibraryNotFound("The TensorRT plugins cannot be loaded.", note=note, hint=hint)
+        raise LibraryNotFound("The TensorRT plugins cannot be loaded.", note=note, hint=PLUGINS_HINT)
 
 
 def _known(registry: Any) -> bool:

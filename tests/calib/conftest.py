@@ -17,24 +17,13 @@ SIZE = (64, 32)
 
 
 @pytest.fixture(scope="session")
-def float_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def float_bundle(tmp_path_factory: pytest.TempPathFactory, write_bundle) -> Path:
     """A bundle of the system pixel_to_4d: perceive is three convolutions, core a U-Net with a residual block and a
     block of matrix products."""
     pytest.importorskip("torch")
-    from edge4d.export.bundle_from_model import bundle_from_model
-    from edge4d.runtime.camera import Camera
-
     folder = tmp_path_factory.mktemp("bundles") / "float.e4d"
-    bundle_from_model(
-        _model(),
-        folder,
-        system="pixel_to_4d",
-        config={"size": list(SIZE), "fps": 10, "frames": 5, "groups": GROUPS, "layers": 1, "noise_channels": 2},
-        camera=Camera.from_fov(*SIZE, 60.0),
-        licence="Apache-2.0",
-        provenance={"training": "none"},
-    )
-    return folder
+    single = (("readout",), ("lift",))
+    return write_bundle(folder, *_networks(), groups=GROUPS, largest=(128, 64), single=single)
 
 
 @pytest.fixture
@@ -73,12 +62,9 @@ def _photos(count: int = 3, seed: int = 0) -> CalibrationData:
     return CalibrationData(tuple(made), SIZE, {"pictures": count, "samples": count})
 
 
-def _model():
+def _networks():
     import torch
     from torch import nn
-
-    from edge4d.export.stage import ExportStage
-    from edge4d.runtime.bundle import Axis, TensorSpec
 
     torch.manual_seed(0)
 
@@ -147,41 +133,4 @@ def _model():
             groups = instances.flatten(1)
             return means, quats, scales, opacities, colors, groups, zeros, linear, torch.zeros_like(linear)
 
-    def tensors(text: str) -> tuple[TensorSpec, ...]:
-        specs = []
-        for line in text.split(";"):
-            name, *dims = line.split()
-            dtype = "int32" if name in ("instances", "groups") else "float32"
-            specs.append(TensorSpec(name, dtype, tuple(int(dim) if dim.isdigit() else dim for dim in dims)))
-        return tuple(specs)
-
-    axes = (Axis("H", 32, 32, 64, 32), Axis("W", 32, 64, 128, 32))
-    image, intrinsics = "image 1 3 H W", "intrinsics 1 4"
-    maps = "depth 1 1 H W; instances 1 H W"
-    motion = f"centres 1 {GROUPS} 3; linear 1 {GROUPS} 2 3; angular 1 {GROUPS} 2 3"
-    gaussians = "means 1 H*W 3; quats 1 H*W 4; scales 1 H*W 3; opacities 1 H*W; colors 1 H*W 3; groups 1 H*W"
-    core_inputs = tensors(f"{image}; {maps}; noise 1 2 H/16 W/16; {intrinsics}")
-
-    def example(specs):
-        def make(sizes):
-            generator = torch.Generator().manual_seed(0)
-            shapes = [tensor.shape_at(sizes) for tensor in specs]
-            return tuple(
-                torch.ones(shape, dtype=torch.int32)
-                if tensor.dtype == "int32"
-                else torch.rand(shape, generator=generator) + 0.5
-                for tensor, shape in zip(specs, shapes)
-            )
-
-        return make
-
-    class Model:
-        def stages(self) -> list[ExportStage]:
-            inputs = tensors(f"{image}; {intrinsics}")
-            outputs = tensors(f"{gaussians}; {motion}")
-            return [
-                ExportStage("perceive", Perceive().eval(), inputs, tensors(maps), axes, example(inputs), ("readout",)),
-                ExportStage("core", Core().eval(), core_inputs, outputs, axes, example(core_inputs), ("lift",)),
-            ]
-
-    return Model()
+    return Perceive(), Core()

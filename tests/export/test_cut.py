@@ -12,8 +12,8 @@ pytest.importorskip("torch")
 
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noqa: E402
 
-from edge4d.export.custom_ops import PLUGIN_ATTRIBUTES  # noqa: E402
 from edge4d.export.cut import cut, write_graphs  # noqa: E402
+from edge4d.kernels.ops import PLUGIN_ATTRIBUTES  # noqa: E402
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend  # noqa: E402
 from edge4d.runtime.bundle import Axis, Graph, OperatorStep, SessionStep, Stage, TensorSpec  # noqa: E402
 from edge4d.runtime.errors import ExportFailed  # noqa: E402

@@ -14,8 +14,6 @@ from torch import Tensor, nn  # noqa: E402
 from torch.nn import functional as F  # noqa: E402, N812
 
 from edge4d.export.onnx_from_torch import (  # noqa: E402
-    IR_VERSION,
-    OPSET,
     check_sizes,
     onnx_from_torch,
     trace_sizes,
@@ -24,6 +22,7 @@ from edge4d.export.precision import scope_of  # noqa: E402
 from edge4d.export.stage import ExportStage  # noqa: E402
 from edge4d.runtime.bundle import Axis, TensorSpec  # noqa: E402
 from edge4d.runtime.errors import ExportFailed, InvalidRequest  # noqa: E402
+from edge4d.runtime.onnx_files import IR_VERSION, OPSET  # noqa: E402
 
 AXES = (Axis("H", 32, 128, 256, 32), Axis("W", 32, 160, 256, 32))
 

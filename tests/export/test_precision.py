@@ -16,8 +16,8 @@ from hypothesis import strategies as st  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noqa: E402
 
-from edge4d.export.custom_ops import PLUGIN_ATTRIBUTES  # noqa: E402
 from edge4d.export.precision import fp16_from_fp32, rounded_to_half, with_half_weights  # noqa: E402
+from edge4d.kernels.ops import PLUGIN_ATTRIBUTES  # noqa: E402
 from edge4d.runtime.errors import ExportFailed  # noqa: E402
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16

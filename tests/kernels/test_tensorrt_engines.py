@@ -17,6 +17,7 @@ from edge4d.kernels.ops import (
     GATHER_MEAN,
     GAUSSIAN_RASTERIZE,
     KNN_INTERPOLATE,
+    PLUGIN_ATTRIBUTES,
     SUBMANIFOLD_CONVOLUTION,
     VERSION,
     VOXEL_NEIGHBOURS,
@@ -97,8 +98,7 @@ def model_of(operator: Operator, inputs: Arrays, outputs: Arrays, attributes: di
         list(inputs),
         list(outputs),
         domain=DOMAIN,
-        plugin_namespace=DOMAIN,
-        plugin_version=str(VERSION),
+        **PLUGIN_ATTRIBUTES,
     )
     node.attribute.extend(onnx.helper.make_attribute(name, value) for name, value in every.items())
     values = [

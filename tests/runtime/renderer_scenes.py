@@ -9,7 +9,7 @@ import numpy as np
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.gaussians import Activation
 from edge4d.runtime.motion import Delta, Poly
-from edge4d.runtime.renderer import Frame
+from edge4d.runtime.renderer import Frame, Renderer
 from edge4d.runtime.scene import Scene4D
 
 CAMERA = Camera.from_fov(320, 192, 60.0)
@@ -96,3 +96,15 @@ def assert_parity(ours: Frame, expected: Frame) -> None:
         assert error.mean() <= 1e-5, f"{name}: mean error {error.mean():.3g}"
         assert np.mean(error > 2e-4) <= 1e-3, f"{name}: {np.mean(error > 2e-4):.3%} of the values are off"
     assert ours.stats[1] == expected.stats[1]
+
+
+def assert_frames_under_way_stand(renderer: Renderer) -> None:
+    """Frames that were submitted while others were drawn are those that are drawn alone."""
+    xs = np.linspace(-0.5, 0.5, 40).tolist()
+    expected = [renderer.render(view(x), x) for x in xs]
+    renderer.submit(view(xs[0]), xs[0])
+    for k, wanted in enumerate(expected):
+        if k + 1 < len(xs):
+            renderer.submit(view(xs[k + 1]), xs[k + 1])
+        for got, same in zip(renderer.fetch(), wanted):
+            np.testing.assert_array_equal(got, same)

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from renderer_scenes import CAMERA, SCENES, assert_parity, delta, poly, scene, view
+from renderer_scenes import CAMERA, SCENES, assert_frames_under_way_stand, assert_parity, delta, poly, scene, view
 
 from edge4d.runtime import cli
 from edge4d.runtime.backends import cuda
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.engine_cache import EngineCache
 from edge4d.runtime.errors import BackendUnavailable, InvalidRequest, PairOverflow
+from edge4d.runtime.metrics import psnr
 from edge4d.runtime.renderer import Frame, Renderer
 from edge4d.runtime.scene import Scene4D
 
@@ -76,10 +77,9 @@ def engines(cache: EngineCache) -> dict[Path, int]:
     return {entry.path: entry.path.stat().st_mtime_ns for entry in cache.entries()}
 
 
-def psnr(one: Frame, other: Frame) -> float:
+def bytes_psnr(one: Frame, other: Frame) -> float:
     """Of two images of bytes, in dB."""
-    difference = one.image.astype(np.float64) - other.image
-    return float(10 * np.log10(255**2 / max(np.square(difference).mean(), 1e-12)))
+    return psnr(one.image / 255, other.image / 255)
 
 
 @pytest.mark.gpu
@@ -102,7 +102,7 @@ def test_bytes_are_those_of_the_cpu(cache: EngineCache) -> None:
     assert frame.image.dtype == np.uint8
     # Floats that are 1e-5 off on average fall on another level once in 400 times, by 1: 74 dB. The pixels that lie on a
     # threshold, one in a thousand at most, may be off by one Gaussian's alpha of 1/255: together still above 65.
-    assert psnr(frame, expected) > 65
+    assert bytes_psnr(frame, expected) > 65
     np.testing.assert_array_equal(frame.stats[:2], expected.stats[:2])
 
 
@@ -137,7 +137,7 @@ def test_scenes_of_about_the_same_size_share_an_engine(cache: EngineCache) -> No
     drawn = scene(30_000, seed=5, motion=(poly(5),), background=(0.5, 0.0, 0.5))
     frame = by_engine(drawn).render(view(), 0.1)
     assert engines(cache) == before
-    assert psnr(frame, Renderer(drawn, backend="onnxruntime").render(view(), 0.1)) > 65  # as above
+    assert bytes_psnr(frame, Renderer(drawn, backend="onnxruntime").render(view(), 0.1)) > 65  # as above
 
 
 @pytest.mark.gpu
@@ -184,15 +184,7 @@ def test_a_frame_is_one_launch_and_one_wait(cache: EngineCache, monkeypatch: pyt
 
 @pytest.mark.gpu
 def test_frames_under_way_do_not_disturb_each_other(cache: EngineCache) -> None:
-    renderer = by_engine(scene(motion=(poly(),)))
-    xs = np.linspace(-0.5, 0.5, 40).tolist()
-    expected = [renderer.render(view(x), x) for x in xs]
-    renderer.submit(view(xs[0]), xs[0])
-    for k, wanted in enumerate(expected):
-        if k + 1 < len(xs):
-            renderer.submit(view(xs[k + 1]), xs[k + 1])
-        for got, same in zip(renderer.fetch(), wanted):
-            np.testing.assert_array_equal(got, same)
+    assert_frames_under_way_stand(by_engine(scene(motion=(poly(),))))
 
 
 @pytest.mark.gpu
@@ -230,7 +222,7 @@ def test_what_needs_more_pairs_is_drawn_by_the_kernels_and_the_engine_grows(
     monkeypatch.setattr("edge4d.runtime.render_engine.CudaDrawing", None)
     frame = renderer.render(view(), 0.5)
     assert frame.stats[2:].tolist() == [needed, 4 * small, 0]
-    assert psnr(frame, expected) > 65  # as above
+    assert bytes_psnr(frame, expected) > 65  # as above
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from renderer_scenes import SCENES, assert_parity, delta, poly, scene, view
+from renderer_scenes import SCENES, assert_frames_under_way_stand, assert_parity, delta, poly, scene, view
 
 from edge4d.runtime import frame_graph
 from edge4d.runtime.backends import cuda
@@ -73,15 +73,7 @@ def test_a_frame_is_one_launch_and_one_wait_whatever_it_shows(monkeypatch) -> No
 
 
 def test_frames_under_way_do_not_disturb_each_other() -> None:
-    renderer = Renderer(scene(motion=(poly(),)), backend="cuda")
-    xs = np.linspace(-0.5, 0.5, 40).tolist()
-    expected = [renderer.render(view(x), x) for x in xs]
-    renderer.submit(view(xs[0]), xs[0])
-    for k, wanted in enumerate(expected):
-        if k + 1 < len(xs):
-            renderer.submit(view(xs[k + 1]), xs[k + 1])
-        for got, same in zip(renderer.fetch(), wanted):
-            np.testing.assert_array_equal(got, same)
+    assert_frames_under_way_stand(Renderer(scene(motion=(poly(),)), backend="cuda"))
 
 
 def test_memory_grows_when_a_frame_needs_it(monkeypatch) -> None:

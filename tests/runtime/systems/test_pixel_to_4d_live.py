@@ -10,6 +10,7 @@ import pytest
 
 import edge4d
 from edge4d.runtime.errors import BackendUnavailable, InvalidRequest
+from edge4d.runtime.metrics import psnr
 from edge4d.runtime.renderer import Renderer
 
 SIZE = (128, 64)
@@ -37,11 +38,6 @@ def pipeline(engine_cache: Any) -> Iterator[Any]:
         yield made
 
 
-def psnr(found: np.ndarray, expected: np.ndarray) -> float:
-    error = np.mean((found.astype(np.float64) - expected) ** 2)
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
 @pytest.mark.gpu
 def test_every_photograph_is_drawn_as_through_the_host(pipeline: Any) -> None:
     live = pipeline.live(SIZE)
@@ -56,7 +52,7 @@ def test_every_photograph_is_drawn_as_through_the_host(pipeline: Any) -> None:
         for t in (0.0, 0.5):
             found = renderer.render(scene.camera, t).image
             # The same engine on the same numbers: what differs is where Gaussians of too little opacity are left out.
-            assert psnr(found, with_host.render(expected.camera, t).image) > 60
+            assert psnr(found / 255, with_host.render(expected.camera, t).image / 255) > 60
 
 
 @pytest.mark.gpu
