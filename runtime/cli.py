@@ -12,7 +12,7 @@ import math
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -122,8 +122,9 @@ DepthVideo = Annotated[
     Optional[Path], typer.Option(metavar="OUT", help="Also write the depth in colours: a .mp4 file or a folder.")
 ]
 
-_TRAINED = {"pixel_to_4d": "street", "gvf_diffusion": "animals"}
-"""Systems that can be trained, each with the network that is trained if none is named."""
+_SYSTEMS = {"pixel_to_4d": "street", "gvf_diffusion": "animals"}
+"""What can be exported and trained, each with its configuration if none is named."""
+_SYSTEM_NAMES = " or ".join(_SYSTEMS).replace("_", "-")
 
 
 # --- commands ---------------------------------------------------------------------------------------------------------
@@ -395,29 +396,40 @@ def world(
     print(output)
 
 
-@app.command(epilog="Example: edge4d export pixel-to-4d --config street --checkpoint checkpoint.safetensors -o my.e4d")
+@app.command(epilog="Example: edge4d export gvf-diffusion --config paper --checkpoint weights -o paper.e4d")
 def export(
-    system: Annotated[str, typer.Argument(metavar="SYSTEM", help="pixel-to-4d")],
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help=_SYSTEM_NAMES)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The bundle's folder, NAME.e4d.")],
-    config: Annotated[str, typer.Option(metavar="NAME", help="Sizes of the network.")] = "street",
+    config: Annotated[
+        Optional[str],
+        typer.Option(metavar="NAME", help=f"Sizes of the networks; {' or '.join(_SYSTEMS.values())} if not given."),
+    ] = None,
     checkpoint: Annotated[
-        Optional[Path], typer.Option(metavar="FILE", help="Its weights; random ones if not given.")
+        Optional[Path], typer.Option(metavar="FILE|DIR", help="The weights; random ones if not given.")
     ] = None,
 ) -> None:
-    """Turn a PyTorch model into a bundle. Needs edge4d[export]."""
+    """Turn a PyTorch model into a bundle. Needs edge4d[export].
+
+    Configurations of pixel-to-4d: street, tiny, paper; of gvf-diffusion: animals, animals-tiny, paper, tiny.
+
+    The official weights of gvf-diffusion's paper are files in one folder, as published: ema_diffusion_*,
+    ema_deformation_*, static_* and deformation_* of GVFDiffusion, dinov2_vitl14_reg4_pretrain.pth of DINOv2; and, for
+    bundles that make Gaussians of a picture, ema_static_vae_* and the folder ckpts of TRELLIS-image-large.
+    """
+    name = _module_name(system)
     with _progress("Exporting"):
-        model = _export_module(f"models.{_module_name(system, ('pixel_to_4d',))}").build(config, checkpoint)
+        model = _export_module(f"models.{name}").build(config or _SYSTEMS[name], checkpoint)
         _export_module("bundle_from_model").bundle_from_model(model, output, **model.description())
     print(output)
 
 
 @app.command(epilog="Example: edge4d train pixel-to-4d --config tiny --device cpu --steps 2 -o out/train")
 def train(
-    system: Annotated[str, typer.Argument(metavar="SYSTEM", help=" or ".join(_TRAINED).replace("_", "-"))],
+    system: Annotated[str, typer.Argument(metavar="SYSTEM", help=_SYSTEM_NAMES)],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for checkpoint and log.")],
     config: Annotated[
         Optional[str],
-        typer.Option(metavar="NAME", help=f"Sizes of the network; {' or '.join(_TRAINED.values())} if not given."),
+        typer.Option(metavar="NAME", help=f"Sizes of the network; {' or '.join(_SYSTEMS.values())} if not given."),
     ] = None,
     device: Annotated[str, typer.Option(metavar="cuda|cpu", help="cpu is slow, and good for a try.")] = "cuda",
     steps: Annotated[int, typer.Option(metavar="N", help="Length of the training.")] = 10_000,
@@ -438,10 +450,10 @@ def train(
     ] = None,
 ) -> None:
     """Train a network on its world. Needs edge4d[export], and edge4d[train] for CUDA."""
-    name = _module_name(system, _TRAINED)
+    name = _module_name(system)
     trainer = _export_module(f"train.{name}")
     trainer.train(
-        config or _TRAINED[name],
+        config or _SYSTEMS[name],
         out=output,
         device=device,
         steps=steps,
@@ -931,10 +943,10 @@ def _write_world(name: str, folder: Path, count: int, seed: int, size: Any, fram
         )
 
 
-def _module_name(system: str, known: Iterable[str]) -> str:
+def _module_name(system: str) -> str:
     name = system.replace("-", "_")
-    if name not in known:
-        raise InvalidRequest(f"There is no system '{system}'.", hint=f"Use {' or '.join(known)}.".replace("_", "-"))
+    if name not in _SYSTEMS:
+        raise InvalidRequest(f"There is no system '{system}'.", hint=f"Use {_SYSTEM_NAMES}.")
     return name
 
 

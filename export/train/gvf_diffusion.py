@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from edge4d.export.checkpoints import checkpoint_metadata, load_checkpoint, save_checkpoint
-from edge4d.export.models.gvf_diffusion.animals import Animals, animals_model
+from edge4d.export.models.gvf_diffusion.animals import Animals, animals_config
 from edge4d.export.models.gvf_diffusion.fast import Standardise
 from edge4d.export.train.loop import average, descend, learning_rate, resumed, save, training_device
 from edge4d.export.train.losses import diagonal_gaussian_kl
@@ -460,7 +460,7 @@ def train(
     target = training_device(device)
     torch.manual_seed(seed)
     out.mkdir(parents=True, exist_ok=True)
-    model = animals_model(name).to(target)
+    model = Animals(animals_config(name)).to(target)
     if refine is not None:
         load_checkpoint(model, refine)
     shadow = copy.deepcopy(model).eval().requires_grad_(False)

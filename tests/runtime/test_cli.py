@@ -165,6 +165,9 @@ def test_help_names_every_command(run):
         ("evaluate", "TINY", "--data", "absent"),
         ("evaluate", "TINY"),
         ("export", "teleport", "-o", "x.e4d"),
+        ("export", "gvf-diffusion", "--config", "huge", "-o", "x.e4d"),
+        ("export", "gvf-diffusion", "--config", "tiny", "--checkpoint", ".", "-o", "x.e4d"),
+        ("export", "gvf-diffusion", "--checkpoint", "absent", "-o", "x.e4d"),
         ("train", "teleport", "-o", "x"),
     ],
 )

@@ -7,14 +7,11 @@ transformer's positions are standardised as its static points are (`position_nor
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edge4d.export.checkpoints import checkpoint_metadata, load_checkpoint
 from edge4d.export.models.gvf_diffusion.model import GvfDiffusion, GvfDiffusionConfig
 from edge4d.export.models.gvf_diffusion.motion_vae import MotionVaeConfig, PositionEncoding
 from edge4d.export.models.gvf_diffusion.specs import float32
@@ -23,12 +20,10 @@ from edge4d.export.models.layers.unet import ConvNorm, Residual
 from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis
 from edge4d.runtime.errors import InvalidRequest
-from edge4d.runtime.object_views import object_camera
 
 STRIDE = 8
 """Pixels of a patch, along each side."""
 
-_VIDEO = 256  # pixels of the videos that it draws by default
 _SHORTEST = 60.0  # radians per unit of the object's frame: a wave of a tenth of it
 
 
@@ -63,24 +58,11 @@ class PictureEncoder(nn.Module):
 
 
 class Animals(GvfDiffusion):
-    """`GvfDiffusion` with an encoder of its own: what is trained on the world of that name, and exported.
+    """`GvfDiffusion` with an encoder of its own: what is trained on the world of that name, and exported."""
 
-    Args:
-        side: pixels of its pictures.
-
-    Attributes:
-        provenance: how the weights came to be; of JSON's types.
-    """
-
-    def __init__(self, config: GvfDiffusionConfig, side: int) -> None:
+    def __init__(self, config: GvfDiffusionConfig) -> None:
         super().__init__(config)
-        if config.image_tokens != (side // STRIDE) ** 2 + 1:
-            raise InvalidRequest(
-                "Pictures of that size do not have the transformer's number of tokens.",
-                note=f"{side} pixels a side make {(side // STRIDE) ** 2 + 1}, it has {config.image_tokens}.",
-            )
-        self.image = PictureEncoder(side, config.dit.image_channels)
-        self.provenance: dict[str, Any] = {"training": "none"}
+        self.image = PictureEncoder(STRIDE * config.patches, config.dit.image_channels)
         self._sharpen()
 
     @torch.no_grad()
@@ -114,16 +96,6 @@ class Animals(GvfDiffusion):
         """`image`, and those of `GvfDiffusion`."""
         return [self._image(), *super().stages()]
 
-    def description(self) -> dict[str, Any]:
-        """What `bundle_from_model` puts into the bundle besides the stages."""
-        return {
-            "system": "gvf_diffusion",
-            "config": {"size": [_VIDEO, _VIDEO], "frames": self.config.frames[0], "fps": 12},
-            "camera": object_camera(_VIDEO),
-            "licence": "Apache-2.0",
-            "provenance": self.provenance,
-        }
-
     def _image(self) -> ExportStage:
         config, side = self.config, self.image.side
         return ExportStage(
@@ -146,6 +118,8 @@ SMALL = GvfDiffusionConfig(
     frames=(24, 24),
     gaussians=(8192, 32768),
     position_norm="static",
+    video=256,
+    fps=12,
 )
 """What the bundle `animals` is."""
 
@@ -159,28 +133,16 @@ TRY = GvfDiffusionConfig(
     frames=(4, 24),
     gaussians=(1024, 8192),
     position_norm="static",
+    video=256,
+    fps=12,
 )
 """To train for a few steps on a processor."""
 
-SIZES = {"animals": (SMALL, 128), "animals-tiny": (TRY, 32)}
-"""Configurations of `Animals`, and the sides of their pictures."""
+ANIMALS = {"animals": SMALL, "animals-tiny": TRY}
 
 
-def animals_model(name: str, checkpoint: Path | None = None) -> Animals:
-    """A model to train or export.
-
-    Args:
-        name: one of SIZES.
-        checkpoint: a file of all weights; random ones without it.
-
-    Raises:
-        InvalidRequest: there is no such configuration.
-        InvalidCheckpoint: the weights do not fit.
-    """
-    if name not in SIZES:
-        raise InvalidRequest(f"The configuration '{name}' cannot be trained here.", hint=f"Use {' or '.join(SIZES)}.")
-    model = Animals(*SIZES[name])
-    if checkpoint is not None:
-        load_checkpoint(model, checkpoint)
-        model.provenance = checkpoint_metadata(checkpoint)
-    return model
+def animals_config(name: str) -> GvfDiffusionConfig:
+    """The sizes of networks that can be trained. Raises InvalidRequest for every other name."""
+    if name not in ANIMALS:
+        raise InvalidRequest(f"The configuration '{name}' cannot be trained here.", hint=f"Use {' or '.join(ANIMALS)}.")
+    return ANIMALS[name]

@@ -1,23 +1,19 @@
-"""The canonical generator of GVFDiffusion: one picture to Gaussians, by TRELLIS (arXiv 2412.01506) and DINOv2."""
+"""The canonical generator of GVFDiffusion: features of one picture to Gaussians, by TRELLIS (arXiv 2412.01506)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from edge4d.export.checkpoints import load_checkpoint
 from edge4d.export.models.gvf_diffusion.fast import Standardise
 from edge4d.export.models.gvf_diffusion.gaussian_decoder import (
     LATENTS,
     GaussianDecoder,
     GaussianDecoderConfig,
     RawGaussians,
-    official_key,
 )
 from edge4d.export.models.gvf_diffusion.slat import SlatFlow, SlatFlowConfig
 from edge4d.export.models.gvf_diffusion.specs import float32, float32_scopes, int32, normal_example
@@ -27,15 +23,8 @@ from edge4d.export.models.gvf_diffusion.structure import (
     StructureFlow,
     StructureFlowConfig,
 )
-from edge4d.export.models.layers.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2
 from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
-
-DINO = "dinov2_vitl14_reg4_pretrain.pth"
-STRUCTURE_FLOW = "ckpts/ss_flow_img_dit_L_16l8_fp16.safetensors"
-STRUCTURE_DECODER = "ckpts/ss_dec_conv3d_16l8_fp16.safetensors"
-SLAT_FLOW = "ckpts/slat_flow_img_dit_L_64l8p2_fp16.safetensors"
-GAUSSIAN_DECODER = "ema_static_vae_0.9999_200000.pt"
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,6 @@ class CanonicalConfig:
 
     Attributes:
         structure_flow, structure_decoder, slat_flow, gaussian_decoder: sizes of the networks.
-        frames: the best and the largest number of pictures whose features are made at once.
         voxels: the best and the largest number of occupied voxels.
         windows: the best and the largest number of windows, and of voxels in the fullest of them.
     """
@@ -53,28 +41,8 @@ class CanonicalConfig:
     structure_decoder: StructureDecoderConfig = field(default_factory=StructureDecoderConfig)
     slat_flow: SlatFlowConfig = field(default_factory=SlatFlowConfig)
     gaussian_decoder: GaussianDecoderConfig = field(default_factory=GaussianDecoderConfig)
-    frames: tuple[int, int] = (24, 32)
     voxels: tuple[int, int] = (16384, 32768)
     windows: tuple[tuple[int, int], tuple[int, int]] = ((256, 729), (192, 512))
-
-
-class Dino(nn.Module):
-    """The `dino` stage: features of pictures for the transformer of motion, and for the canonical generator."""
-
-    def __init__(self, teacher: DinoV2) -> None:
-        super().__init__()
-        self.teacher = teacher
-
-    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures [T,3,H,W] in 0..1, of the teacher's size, to two sets of features.
-
-        Returns:
-            [T,P+1,C]: patches, then CLS, as they are; [T,1+R+P,C]: CLS, registers and patches, normalised.
-        """
-        mean, deviation = (pictures.new_tensor(value).reshape(3, 1, 1) for value in (IMAGENET_MEAN, IMAGENET_STD))
-        tokens = self.teacher((pictures - mean) / deviation)[1]
-        patches = tokens[:, 1 + self.teacher.config.registers :]
-        return torch.cat([patches, tokens[:, :1]], dim=1), functional.layer_norm(tokens, tokens.shape[-1:])
 
 
 class LatentDecoder(nn.Module):
@@ -92,16 +60,11 @@ class LatentDecoder(nn.Module):
 
 
 class CanonicalGenerator(nn.Module):
-    """What is exported besides `GvfDiffusion` where Gaussians are to be generated.
+    """The networks of TRELLIS, of which GVFDiffusion trained the last one anew."""
 
-    Args:
-        teacher: DINOv2 for the size of the pictures, 518 officially.
-    """
-
-    def __init__(self, config: CanonicalConfig | None = None, teacher: DinoV2 | None = None) -> None:
+    def __init__(self, config: CanonicalConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or CanonicalConfig()
-        self.dino = teacher or DinoV2(518, 518)
         self.structure_flow = StructureFlow(config.structure_flow)
         self.structure_decoder = StructureDecoder(config.structure_decoder)
         self.slat_flow = SlatFlow(config.slat_flow)
@@ -109,41 +72,14 @@ class CanonicalGenerator(nn.Module):
         mean, deviation = torch.tensor(LATENTS[: config.slat_flow.channels]).T
         self.latents = Standardise(mean, deviation)
 
-    def load_official(self, trellis: Path, gvf: Path, dino: Path) -> None:
-        """Loads the official weights of TRELLIS-image-large, GVFDiffusion and DINOv2 by name from their folders.
+    def stages(self, condition: TensorSpec) -> list[ExportStage]:
+        """`ss_flow`, `ss_dec`, `slat_flow`, `gs_dec`, for features of a picture."""
+        return [self._ss_flow(condition), self._ss_dec(), self._slat_flow(condition), self._gs_dec()]
 
-        Raises:
-            InvalidCheckpoint: a file is missing or cannot be read, or its names or shapes are not the model's.
-        """
-        load_checkpoint(self.dino, dino / DINO)
-        load_checkpoint(self.structure_flow, trellis / STRUCTURE_FLOW)
-        load_checkpoint(self.structure_decoder, trellis / STRUCTURE_DECODER)
-        load_checkpoint(self.slat_flow, trellis / SLAT_FLOW)
-        load_checkpoint(self.gaussian_decoder, gvf / GAUSSIAN_DECODER, rename=official_key)
-
-    def stages(self) -> list[ExportStage]:
-        """`dino`, `ss_flow`, `ss_dec`, `slat_flow`, `gs_dec`."""
-        return [self._dino(), self._ss_flow(), self._ss_dec(), self._slat_flow(), self._gs_dec()]
-
-    def _dino(self) -> ExportStage:
-        sizes, grid = self.dino.config, self.dino.grid
-        patches = grid[0] * grid[1]
-        inputs = (float32("pictures", "T", 3, *(side * sizes.patch for side in grid)),)
-        outputs = (
-            float32("images", "T", patches + 1, sizes.dim),
-            float32("condition", "T", 1 + sizes.registers + patches, sizes.dim),
-        )
-        axis = Axis("T", 1, *self.config.frames)
-        return ExportStage("dino", Dino(self.dino).eval(), inputs, outputs, (axis,), normal_example(inputs))
-
-    def _condition(self) -> TensorSpec:
-        sizes, grid = self.dino.config, self.dino.grid
-        return float32("condition", 1, 1 + sizes.registers + grid[0] * grid[1], sizes.dim)
-
-    def _ss_flow(self) -> ExportStage:
+    def _ss_flow(self, condition: TensorSpec) -> ExportStage:
         sizes = self.config.structure_flow
         grid = (1, sizes.channels, *(sizes.resolution,) * 3)
-        inputs = (float32("x", *grid), float32("t", 1), self._condition())
+        inputs = (float32("x", *grid), float32("t", 1), condition)
         module, outputs = self.structure_flow.eval(), (float32("v", *grid),)
         return ExportStage("ss_flow", module, inputs, outputs, (), normal_example(inputs), float32_scopes(module))
 
@@ -154,9 +90,9 @@ class CanonicalGenerator(nn.Module):
         outputs = (float32("logits", 1, 1, fine, fine, fine),)
         return ExportStage("ss_dec", self.structure_decoder.eval(), inputs, outputs, (), normal_example(inputs))
 
-    def _slat_flow(self) -> ExportStage:
+    def _slat_flow(self, condition: TensorSpec) -> ExportStage:
         channels = self.config.slat_flow.channels
-        floats = (float32("x", "V", channels), float32("t", 1), self._condition())
+        floats = (float32("x", "V", channels), float32("t", 1), condition)
         inputs = (
             *floats,
             int32("neighbours", "V", 27),
@@ -172,7 +108,8 @@ class CanonicalGenerator(nn.Module):
             tables = (_indices(tensor, sizes, *bound) for tensor, bound in zip(inputs[3:], bounds))
             return (*normal_example(floats)(sizes), *tables)
 
-        axes = (Axis("V", 1, *self.config.voxels), Axis("P", 1, *self.config.voxels))
+        best, largest = self.config.voxels
+        axes = (Axis("V", 1, best, largest), Axis("P", 1, best // 4, largest))  # of a surface about four share a parent
         module, outputs = self.slat_flow.eval(), (float32("v", "V", channels),)
         return ExportStage("slat_flow", module, inputs, outputs, axes, example, float32_scopes(module))
 

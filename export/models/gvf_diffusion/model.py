@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,6 +25,7 @@ from edge4d.export.models.gvf_diffusion.variation_field import VariationField, V
 from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
 from edge4d.runtime.errors import InvalidRequest
+from edge4d.runtime.object_views import object_camera
 
 POSITION_NORMS = ("raw", "static")
 
@@ -41,6 +44,7 @@ class GvfDiffusionConfig:
         gaussians: the best and the largest N that are decoded at once.
         position_norm: what the transformer's positions are: "raw", in world units, or "static", normalised as its
             static points are. Official networks were trained with "static" and are used with "raw" officially.
+        video: pixels along a side of the videos that are drawn by default, and `fps`, their frames per second.
     """
 
     dit: VariationFieldConfig = field(default_factory=VariationFieldConfig)
@@ -52,6 +56,8 @@ class GvfDiffusionConfig:
     frames: tuple[int, int] = (24, 32)
     gaussians: tuple[int, int] = (8192, 32768)
     position_norm: str = "raw"
+    video: int = 512
+    fps: float = 10
 
     def __post_init__(self) -> None:
         if self.position_norm not in POSITION_NORMS:
@@ -67,6 +73,17 @@ class GvfDiffusionConfig:
                 hint="Give both the same.",
             )
 
+    @property
+    def patches(self) -> int:
+        """Along each side of a square picture. Raises InvalidRequest where tokens are not those of one."""
+        side = math.isqrt(self.image_tokens - 1)
+        if self.image_tokens != side**2 + 1:
+            raise InvalidRequest(
+                "Square pictures do not have the transformer's number of tokens.",
+                note=f"{side} x {side} patches and one for the whole are {side**2 + 1}; it has {self.image_tokens}.",
+            )
+        return side
+
 
 class GvfDiffusion(nn.Module):
     """What is exported, and what a checkpoint of ours holds as a whole.
@@ -76,7 +93,11 @@ class GvfDiffusion(nn.Module):
         vae: the motion VAE.
         static: how Gaussians in query order are standardised before the transformer sees them.
         latents: how the VAE's latents are standardised before the transformer learns them.
+        licence: of the weights, an SPDX expression.
+        provenance: how the weights came to be; of JSON's types.
     """
+
+    licence = "Apache-2.0"
 
     def __init__(self, config: GvfDiffusionConfig | None = None) -> None:
         super().__init__()
@@ -87,6 +108,18 @@ class GvfDiffusion(nn.Module):
             Standardise(torch.zeros(channels), torch.ones(channels))
             for channels in (config.dit.gaussian_channels, config.dit.latent_channels)
         )
+        self.provenance: dict[str, Any] = {"training": "none"}
+
+    def description(self) -> dict[str, Any]:
+        """What `bundle_from_model` puts into the bundle besides the stages."""
+        config = self.config
+        return {
+            "system": "gvf_diffusion",
+            "config": {"size": [config.video, config.video], "frames": config.frames[0], "fps": config.fps},
+            "camera": object_camera(config.video),
+            "licence": self.licence,
+            "provenance": self.provenance,
+        }
 
     def stages(self) -> list[ExportStage]:
         """`dit_cond`, `dit_step`, `vae_latent`, `vae_query`; of one frame `vae_attend` and `vae_encode`.

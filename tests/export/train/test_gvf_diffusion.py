@@ -17,7 +17,8 @@ pytest.importorskip("safetensors")
 from safetensors.torch import load_file  # noqa: E402
 
 from edge4d.export.checkpoints import checkpoint_metadata, load_checkpoint  # noqa: E402
-from edge4d.export.models.gvf_diffusion.animals import Animals, animals_model  # noqa: E402
+from edge4d.export.models.gvf_diffusion import build  # noqa: E402
+from edge4d.export.models.gvf_diffusion.animals import Animals  # noqa: E402
 from edge4d.export.models.gvf_diffusion.fast import DitCond, DitStep  # noqa: E402
 from edge4d.export.train import gvf_diffusion as training  # noqa: E402
 from edge4d.export.worlds import mesh_render  # noqa: E402
@@ -66,7 +67,7 @@ def clips(herds) -> training.Clips:
 def tiny() -> Animals:
     """With no weight at zero."""
     torch.manual_seed(0)
-    model = animals_model("animals-tiny")
+    model = build("animals-tiny")
     for parameter in model.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.1)
@@ -321,7 +322,7 @@ def test_the_checkpoint_says_how_it_came_to_be_and_can_be_loaded(trained):
     path = trained / "checkpoint.safetensors"
     expected = {"world": "animals", "network": "animals-tiny", "seed": 3, "batch": 2, "schedule": 2, "steps": 2}
     assert checkpoint_metadata(path) == expected
-    model = animals_model("animals-tiny", path)
+    model = build("animals-tiny", path)
     assert model.provenance == expected
     assert (model.static.deviation != 1).any()
     assert model.description()["provenance"] == expected
@@ -335,7 +336,7 @@ def test_training_resumes_where_it_was(trained, tmp_path):
     before, after = (torch.load(folder / "training.pt", weights_only=True) for folder in (trained, tmp_path))
     assert after["step"] == 3
     count = len(after["optimizer"]["state"])
-    assert count == len(list(animals_model("animals-tiny").parameters()))  # all have been learned by now
+    assert count == len(list(build("animals-tiny").parameters()))  # all have been learned by now
     assert len(before["optimizer"]["state"]) == count
     kept = [name for name in before["model"] if name.startswith(("vae.", "static.", "latents."))]
     assert all(torch.equal(before["model"][name], after["model"][name]) for name in kept)
@@ -368,7 +369,7 @@ def test_there_is_nothing_to_resume(trained, tmp_path):
     with pytest.raises(InvalidRequest, match="nothing left"):
         run(tmp_path, steps=2, resume=trained / "training.pt")
     with pytest.raises(InvalidCheckpoint):
-        load_checkpoint(animals_model("animals"), trained / "checkpoint.safetensors")
+        load_checkpoint(build("animals"), trained / "checkpoint.safetensors")
 
 
 def test_the_command_line_trains(tmp_path, capsys):

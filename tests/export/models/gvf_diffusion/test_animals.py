@@ -9,30 +9,31 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from edge4d.export.models.gvf_diffusion.animals import SIZES, STRIDE, TRY, Animals, animals_model  # noqa: E402
+from edge4d.export.models.gvf_diffusion import build  # noqa: E402
+from edge4d.export.models.gvf_diffusion.animals import STRIDE, TRY, Animals, animals_config  # noqa: E402
 from edge4d.export.onnx_from_torch import onnx_from_torch, run_onnx  # noqa: E402
 from edge4d.runtime.errors import InvalidRequest  # noqa: E402
 
-SIDE = SIZES["animals-tiny"][1]
+SIDE = 32
 
 
 def test_it_is_small():
     """8 MB in half precision, all buffers included."""
-    state = animals_model("animals").state_dict()
+    state = build("animals").state_dict()
     assert 2 * sum(value.numel() for value in state.values()) <= 8_000_000
 
 
 def test_stages_are_those_that_the_runtime_runs():
-    stages = animals_model("animals-tiny").stages()
+    stages = build("animals-tiny").stages()
     names = ["image", "dit_cond", "dit_step", "vae_latent", "vae_query", "vae_attend", "vae_encode"]
     assert [stage.name for stage in stages] == names
-    description = animals_model("animals").description()
+    description = build("animals").description()
     assert description["config"] == {"size": [256, 256], "frames": 24, "fps": 12}
     assert description["camera"].width == 256
 
 
 def test_tokens_are_patches_row_by_row_and_then_their_mean():
-    encoder = animals_model("animals-tiny").eval().image
+    encoder = build("animals-tiny").image
     across = SIDE // STRIDE
     with torch.no_grad():
         tokens = encoder(torch.rand(2, 3, SIDE, SIDE))
@@ -52,7 +53,7 @@ def test_tokens_are_patches_row_by_row_and_then_their_mean():
 
 def test_the_encoder_becomes_a_graph():
     """onnx_from_torch refuses what ONNX Runtime does not compute as torch does; here another number of frames."""
-    stage = animals_model("animals-tiny").stages()[0]
+    stage = build("animals-tiny").stages()[0]
     pictures = torch.rand(5, 3, SIDE, SIDE)
     with torch.no_grad():
         expected = stage.module(pictures)
@@ -61,7 +62,7 @@ def test_the_encoder_becomes_a_graph():
 
 
 def test_waves_are_as_short_as_a_tenth_of_an_object():
-    model = animals_model("animals")
+    model = build("animals")
     omega = model.vae.position_encoding[0].omega
     assert omega.dtype == torch.float64
     assert omega[-1] == pytest.approx(60)
@@ -71,6 +72,6 @@ def test_waves_are_as_short_as_a_tenth_of_an_object():
 
 def test_configurations_that_do_not_fit_are_refused():
     with pytest.raises(InvalidRequest, match="animals or animals-tiny"):
-        animals_model("paper")
+        animals_config("paper")
     with pytest.raises(InvalidRequest, match="tokens"):
-        Animals(replace(TRY, image_tokens=16), SIDE)
+        Animals(replace(TRY, image_tokens=16))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -9,17 +11,16 @@ torch = pytest.importorskip("torch")
 
 import onnx  # noqa: E402
 from formulas import every_weight_matters, random  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
 
-from edge4d.export.models.gvf_diffusion import canonical  # noqa: E402
-from edge4d.export.models.gvf_diffusion.canonical import CanonicalConfig, CanonicalGenerator, Dino  # noqa: E402
+from edge4d.export.models.gvf_diffusion.canonical import CanonicalConfig, CanonicalGenerator  # noqa: E402
+from edge4d.export.models.gvf_diffusion.dino import Dino, condition, dino_stage  # noqa: E402
 from edge4d.export.models.gvf_diffusion.gaussian_decoder import LATENTS, GaussianDecoderConfig  # noqa: E402
 from edge4d.export.models.gvf_diffusion.slat import SlatFlowConfig  # noqa: E402
 from edge4d.export.models.gvf_diffusion.structure import StructureDecoderConfig, StructureFlowConfig  # noqa: E402
 from edge4d.export.models.layers.dinov2 import IMAGENET_MEAN, IMAGENET_STD, DinoV2, DinoV2Config  # noqa: E402
 from edge4d.export.onnx_from_torch import onnx_from_torch, run_onnx  # noqa: E402
 from edge4d.export.precision import fp16_from_fp32, rounded_to_half  # noqa: E402
-from edge4d.runtime.errors import InvalidCheckpoint  # noqa: E402
+from edge4d.export.stage import ExportStage  # noqa: E402
 from edge4d.runtime.voxels import coarse, neighbours, windows  # noqa: E402
 
 TINY = CanonicalConfig(
@@ -27,7 +28,6 @@ TINY = CanonicalConfig(
     structure_decoder=StructureDecoderConfig(channels=(6, 4, 2), blocks=1),
     slat_flow=SlatFlowConfig(width=8, dim=24, depth=1, heads=3, context_dim=24),
     gaussian_decoder=GaussianDecoderConfig(dim=24, depth=2, heads=3, resolution=16, gaussians=2),
-    frames=(2, 4),
     voxels=(64, 256),
     windows=((8, 27), (20, 64)),
 )
@@ -35,12 +35,22 @@ TEACHER = DinoV2Config(dim=24, depth=1, heads=3, registers=2, patch=4, trained_g
 
 
 def tiny() -> CanonicalGenerator:
-    return every_weight_matters(CanonicalGenerator(TINY, DinoV2(12, 12, TEACHER)))
+    return every_weight_matters(CanonicalGenerator(TINY))
+
+
+@cache
+def teacher() -> DinoV2:
+    return every_weight_matters(DinoV2(12, 12, TEACHER))
+
+
+def stages() -> dict[str, ExportStage]:
+    made = [dino_stage(teacher(), (2, 4)), *tiny().stages(condition(teacher()))]
+    return {stage.name: stage for stage in made}
 
 
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, onnx.ModelProto]:
-    return {stage.name: onnx_from_torch(stage) for stage in tiny().stages()}
+    return {name: onnx_from_torch(stage) for name, stage in stages().items()}
 
 
 def voxels() -> np.ndarray:
@@ -87,8 +97,7 @@ def test_stages_become_graphs_that_engines_read(graphs):
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("fp16", 1e-2)])
 @pytest.mark.parametrize(("name", "inputs"), [("slat_flow", slat_inputs), ("gs_dec", decoder_inputs)])
 def test_sparse_stages_compute_the_same_on_real_tables(graphs, name, inputs, precision, tolerance):
-    stage = next(stage for stage in tiny().stages() if stage.name == name)
-    graph = graphs[name]
+    stage, graph = stages()[name], graphs[name]
     if precision == "fp16":
         graph = rounded_to_half(fp16_from_fp32(graph, fp32_scopes=stage.fp32_scopes))
     found = run_onnx(stage, graph, inputs())
@@ -99,8 +108,7 @@ def test_sparse_stages_compute_the_same_on_real_tables(graphs, name, inputs, pre
 
 @torch.no_grad()
 def test_the_decoder_restores_latents_first():
-    model = tiny()
-    stage = next(stage for stage in model.stages() if stage.name == "gs_dec")
+    stage, model = stages()["gs_dec"], tiny()
     samples, *rest = map(torch.from_numpy, decoder_inputs().values())
     mean, deviation = torch.tensor(LATENTS).T
     for found, expected in zip(stage.module(samples, *rest), model.gaussian_decoder(samples * deviation + mean, *rest)):
@@ -109,45 +117,22 @@ def test_the_decoder_restores_latents_first():
 
 @torch.no_grad()
 def test_features_are_ordered_for_motion_and_normalised_for_the_canonical():
-    teacher = every_weight_matters(DinoV2(12, 12, TEACHER))
     pictures = random(2, 3, 12, 12).sigmoid()
-    images, condition = Dino(teacher)(pictures)
+    images, normalised = Dino(teacher())(pictures)
     mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    tokens = teacher((pictures - mean[:, None, None]) / deviation[:, None, None])[1]
+    tokens = teacher()((pictures - mean[:, None, None]) / deviation[:, None, None])[1]
     torch.testing.assert_close(images, torch.cat([tokens[:, 3:], tokens[:, :1]], dim=1))
     centred = tokens - tokens.mean(-1, keepdim=True)
-    torch.testing.assert_close(condition, centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
-
-
-def test_official_files_are_loaded_by_name(tmp_path):
-    model = tiny()
-    (tmp_path / "ckpts").mkdir()
-    torch.save(model.dino.state_dict(), tmp_path / canonical.DINO)
-    for network, name in (
-        (model.structure_flow, canonical.STRUCTURE_FLOW),
-        (model.structure_decoder, canonical.STRUCTURE_DECODER),
-        (model.slat_flow, canonical.SLAT_FLOW),
-    ):
-        save_file({key: value.half() for key, value in network.state_dict().items()}, tmp_path / name)
-    official = {
-        key.replace("blocks.", "decoder.").replace("input_layer.", "from_latent."): value
-        for key, value in model.gaussian_decoder.state_dict().items()
-    }
-    torch.save({f"module.{key}": value for key, value in official.items()}, tmp_path / canonical.GAUSSIAN_DECODER)
-    loaded = CanonicalGenerator(TINY, DinoV2(12, 12, TEACHER))
-    loaded.load_official(tmp_path, tmp_path, tmp_path)
-    for name, value in model.state_dict().items():
-        exact = name.startswith(("dino", "gaussian_decoder", "latents"))
-        torch.testing.assert_close(loaded.state_dict()[name], value if exact else value.half().float(), atol=0, rtol=0)
-
-    (tmp_path / canonical.SLAT_FLOW).unlink()
-    with pytest.raises(InvalidCheckpoint, match=r"slat_flow.*cannot be read"):
-        loaded.load_official(tmp_path, tmp_path, tmp_path)
+    torch.testing.assert_close(normalised, centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt())
 
 
 def test_the_official_size():
     with torch.device("meta"):
-        model = CanonicalGenerator()
-    assert model._condition().shape == (1, 1374, 1024)
-    assert [tensor.shape for tensor in model._dino().outputs] == [("T", 1370, 1024), ("T", 1374, 1024)]
-    assert sum(value.numel() for value in model.parameters()) == 304_372_736 + 1_314_757_921
+        model, official = CanonicalGenerator(), DinoV2(518, 518)
+    stage = dino_stage(official, (24, 32))
+    assert [tensor.shape for tensor in stage.outputs] == [("T", 1370, 1024), ("T", 1374, 1024)]
+    assert {stage.inputs[2].shape for stage in model.stages(condition(official)) if "flow" in stage.name} == {
+        (1, 1374, 1024)
+    }
+    parameters = [sum(value.numel() for value in network.parameters()) for network in (official, model)]
+    assert parameters == [304_372_736, 1_314_757_921]
