@@ -8,7 +8,7 @@ import importlib.resources
 import os
 import sys
 from collections.abc import Mapping
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int32, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
@@ -223,6 +223,16 @@ class MoveGaussiansCall(Structure):
     )
 
 
+class SamplerStepCall(Structure):
+    """edge4d_sampler_step."""
+
+    _fields_ = (
+        ("size", c_uint64),
+        ("count", c_int64),
+        *((name, c_void_p) for name in ("step", "velocity", "x", "data")),
+    )
+
+
 _OPERATORS = (
     ("gaussian_rasterize", GaussianRasterizeCall),
     ("knn_interpolate", KnnInterpolateCall),
@@ -269,6 +279,7 @@ def load_cuda() -> ctypes.CDLL:
         _declare(library, f"edge4d_cuda_{name}", c_int32, POINTER(call), c_void_p, c_uint64, c_void_p)
         _declare(library, f"edge4d_cuda_{name}_workspace", c_uint64, POINTER(call))
     _declare(library, "edge4d_cuda_move_gaussians", c_int32, POINTER(MoveGaussiansCall), c_void_p)
+    _declare(library, "edge4d_cuda_sampler_step", c_int32, POINTER(SamplerStepCall), c_void_p)
     return library
 
 

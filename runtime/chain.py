@@ -56,7 +56,7 @@ class Chain:
             for tensor in stage.outputs
         }
         for engine in self._engines:
-            self._bind(engine)
+            bind(engine, {**self._inputs.device, **self.outputs})
         self._scratch.reserve(max(engine.scratch_bytes for engine in self._engines))
         self._graph = recorded(self.stream, self._enqueue)
 
@@ -64,17 +64,22 @@ class Chain:
         """Takes the inputs and runs all stages, when the stream comes to it."""
         self._graph.launch()
 
-    def _bind(self, engine: LoadedEngine) -> None:
-        arrays = {**self._inputs.device, **self.outputs}
-        for name in engine.inputs:
-            engine.set_shape(name, arrays[name].shape)
-        for name in (*engine.inputs, *engine.outputs):
-            engine.bind(name, arrays[name])
-
     def _enqueue(self) -> None:
         self._inputs.to_device(self.stream)
         for engine in self._engines:
             engine.enqueue(self.stream, self._scratch)
+
+
+def bind(engine: LoadedEngine, arrays: Mapping[str, DeviceArray]) -> None:
+    """Says where an engine's tensors lie, by their names, and how large they are.
+
+    Raises:
+        EngineFailed: the engine was not built for that.
+    """
+    for name in engine.inputs:
+        engine.set_shape(name, arrays[name].shape)
+    for name in (*engine.inputs, *engine.outputs):
+        engine.bind(name, arrays[name])
 
 
 def _inputs(stages: Sequence[Stage], sizes: Mapping[str, int]) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -552,6 +552,39 @@ def _fill_delta(target: _library.MotionTerm, term: DeltaTerm, sizes: Mapping[str
         setattr(target, _choice("first_channels", name, fields), channel)
 
 
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def sampler_step(x: CudaArray, data: CudaArray, *, velocity: CudaArray, step: CudaArray, stream: object = 0) -> None:
+    """The update after an evaluation, as `runtime.samplers.sample_multistep` does it, in place.
+
+    Args:
+        x: float32 of any shape; becomes that of the next evaluation.
+        data: the same shape; x_0 of the step before, becomes that of this step. Zeros before the first.
+        velocity: the same shape; what the network said of x.
+        step: [6] float32, the numbers of a `runtime.samplers.Step` in their order.
+
+    Raises:
+        InvalidTensor: a shape or dtype is wrong, or an array is not dense, aligned GPU memory.
+        CudaError: the work could not be launched.
+        LibraryNotFound: the CUDA kernels are missing.
+    """
+    shape = array_interface("x", x).shape
+    dims = [f"dimension {i}" for i in range(len(shape))]
+    sizes = {"6": 6}
+    call = _library.SamplerStepCall(
+        size=ctypes.sizeof(_library.SamplerStepCall),
+        count=math.prod(shape),
+        x=_address("x", x, dims, _FLOAT32, sizes, written=True),
+        data=_address("data", data, dims, _FLOAT32, sizes, written=True),
+        velocity=_address("velocity", velocity, dims, _FLOAT32, sizes),
+        step=_address("step", step, "6", _FLOAT32, sizes),
+    )
+    library = _library.load_cuda()
+    status = library.edge4d_cuda_sampler_step(ctypes.byref(call), stream_handle(stream))
+    _library.check(library, "sampler_step", status)
+
+
 # ---- checks ---------------------------------------------------------------------------------------------------------
 
 

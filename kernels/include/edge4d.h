@@ -156,6 +156,17 @@ typedef struct edge4d_move_gaussians {
   void *moved_means, *moved_quats, *moved_scales, *moved_opacities, *moved_colors;
 } edge4d_move_gaussians;
 
+/* One step of a sampler, `Step` of runtime/samplers.py: data = alpha x - sigma velocity, then
+ * x = keep x + current data + previous (the data before). */
+typedef struct edge4d_sampler_step {
+  uint64_t size;
+  int64_t count;         /* numbers of velocity, x and data each */
+  const float *step;     /* [6]: model time, alpha, sigma, keep, current, previous */
+  const float *velocity; /* [count] what the network said of x */
+  float *x;              /* [count] read, and overwritten */
+  float *data;           /* [count] that of the step before, read and overwritten */
+} edge4d_sampler_step;
+
 EDGE4D_API int32_t edge4d_abi_version(void);
 EDGE4D_API const char *edge4d_last_error(void);
 
@@ -200,6 +211,7 @@ EDGE4D_API uint64_t edge4d_cuda_window_attention_workspace(const edge4d_window_a
 EDGE4D_API int32_t edge4d_cuda_window_attention(const edge4d_window_attention *call, void *workspace,
                                                 uint64_t workspace_bytes, void *stream);
 EDGE4D_API int32_t edge4d_cuda_move_gaussians(const edge4d_move_gaussians *call, void *stream);
+EDGE4D_API int32_t edge4d_cuda_sampler_step(const edge4d_sampler_step *call, void *stream);
 
 #ifdef __cplusplus
 }

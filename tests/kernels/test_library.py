@@ -24,6 +24,7 @@ STRUCTS = {
     "edge4d_window_attention": _library.WindowAttentionCall,
     "edge4d_motion_term": _library.MotionTerm,
     "edge4d_move_gaussians": _library.MoveGaussiansCall,
+    "edge4d_sampler_step": _library.SamplerStepCall,
 }
 
 
