@@ -223,7 +223,9 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
         types: "float32", "float16" or another, of the graph's tensors by name.
     """
     kinds = trt.LayerType
-    decided = (kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE)  # they say themselves what they give
+    # Casts say themselves what they give. Shuffles keep the type they get, and of constants, which 8.6 shapes before it
+    # knows their type, it refuses any other than that of the fused layers around.
+    decided = (kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE, kinds.SHUFFLE)
     floats = {"float32": trt.float32, "float16": trt.float16}
     wanted = None
     for index in reversed(range(network.num_layers)):

@@ -40,7 +40,7 @@ def fake(network_flags: str, builder_flags: str) -> Any:
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere+"),
         TacticSource=TacticSource,
-        LayerType=SimpleNamespace(CAST="cast", QUANTIZE="quantize", DEQUANTIZE="dequantize"),
+        LayerType=SimpleNamespace(CAST="cast", QUANTIZE="quantize", DEQUANTIZE="dequantize", SHUFFLE="shuffle"),
         float32="float32",
         float16="float16",
     )
@@ -122,6 +122,7 @@ class Layer:
 def test_layers_keep_the_types_of_the_graph():
     layers = [
         Layer("constant", scale="float32"),  # of the parser's, for "norm"
+        Layer("shuffle", shaped="float32"),  # likewise
         Layer("norm", norm="float32"),
         Layer("cast", cast="float16"),
         Layer("constant", weights="float16"),
@@ -146,10 +147,11 @@ def test_layers_keep_the_types_of_the_graph():
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     builder.keep_types(TENSORRT_8_6, network, types)
     assert [layer.precision for layer in layers] == [
-        *("float32", "float32", None, "float16", "float16", "float16", None, None, None, None, None)
+        *("float32", None, "float32", None, "float16", "float16", "float16", None, None, None, None, None)
     ]
     assert [layer.output_types for layer in layers] == [
-        *({0: "float32"}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}, {}, {}, {}, {}, {})
+        *({0: "float32"}, {}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}),
+        *({}, {}, {}, {}, {}),
     ]
 
 
