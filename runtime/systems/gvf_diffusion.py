@@ -13,7 +13,7 @@ segment's canonical ones. A mesh that moves takes the place of a video: vae_enco
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edge4d.kernels import cpu
 from edge4d.runtime.alignment import best_azimuth
 from edge4d.runtime.backends import Backend
+from edge4d.runtime.backends.tensorrt import TensorRtBackend
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.canonical import (
@@ -41,11 +42,19 @@ from edge4d.runtime.gaussians import Float32Array, Gaussians
 from edge4d.runtime.mesh import read_moving_mesh, sample_surface, surface_gaussians, values_at
 from edge4d.runtime.object_views import object_camera
 from edge4d.runtime.ply import read_ply
-from edge4d.runtime.samplers import CosineSchedule, log_snr_uniform, multistep_plan, sample_adaptive, sample_multistep
+from edge4d.runtime.samplers import (
+    CosineSchedule,
+    Step,
+    log_snr_uniform,
+    multistep_plan,
+    sample_adaptive,
+    sample_multistep,
+)
 from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.systems.pipeline import Pipeline, Tensors
 from edge4d.runtime.timings import Timings
 from edge4d.runtime.variation_field import ACTIVATION, CHANNELS, motion_from_changes, query_from_gaussians
+from edge4d.runtime.variation_field_on_device import VariationFieldOnDevice
 
 PathLike = Union[str, "os.PathLike[str]"]
 Float16Array = NDArray[np.float16]
@@ -80,6 +89,7 @@ class GvfDiffusion(Pipeline):
         self._latents = int(bundle.stage("dit_step").input("positions").shape[0])
         self._static_points = int(bundle.stage("dit_cond").input("static").shape[0])
         self._frames = bundle.stage("dit_step").axes["T"].opt
+        self._fields: dict[tuple[int, int, int], VariationFieldOnDevice] = {}  # by frames, Gaussians, steps
 
     def generate(
         self,
@@ -109,7 +119,8 @@ class GvfDiffusion(Pipeline):
             up: the axis that points up in it: "z", "y", or "-y".
             azimuth: degrees, where the first frame sees it from; found by comparing pictures without it.
             anchors: how many Gaussians' changes are decoded, to be interpolated for the others; all without it.
-            steps: of the sampler, evenly far apart in log SNR; without it, it chooses them by their errors.
+            steps: of the sampler, evenly far apart in log SNR; without it, it chooses them by their errors, which the
+                host must look at after each. With it, TensorRT runs from features to changes on the GPU alone.
             seed: which of the plausible motions.
             source_fps: frames per second of a folder or an array; the bundle's default without it.
             size: (width, height) of the scene's camera; the bundle's default without it.
@@ -197,6 +208,10 @@ class GvfDiffusion(Pipeline):
             antialiased=_ANTIALIASED,
         )
 
+    def close(self) -> None:
+        super().close()
+        self._fields.clear()
+
     # --- the chain ----------------------------------------------------------------------------------------------------
 
     def _canonical(self, asset: Union[PathLike, Scene4D, None], up: str) -> Gaussians:
@@ -234,40 +249,70 @@ class GvfDiffusion(Pipeline):
         changes = np.empty((len(pictures), *canonical.shape), np.float16)
         for start, stop in segments(len(pictures), self._frames):
             gaussians = ACTIVATION.apply(raw_from_channels(state))
-            latents = self._sampled(pictures[start:stop], gaussians, sampling)
-            steps = self._decoded(latents, gaussians, anchors)
+            steps = self._changed(pictures[start:stop], gaussians, sampling, anchors)
             if start > 0:
                 steps -= _fading(len(steps)) * steps[:1]
             changes[start:stop] = steps + (state - canonical)
             state = with_unit_quats(state + steps[-1])
         return changes
 
-    def _sampled(self, pictures: NDArray[np.uint8], gaussians: Gaussians, sampling: Sampling) -> Float32Array:
-        """Latents [T,L,C] of how Gaussians move in pictures."""
+    def _changed(
+        self, pictures: NDArray[np.uint8], gaussians: Gaussians, sampling: Sampling, anchors: Optional[int]
+    ) -> Float32Array:
+        """Changes [T,N,14] of Gaussians that follow pictures [T,S,S,3]."""
         with self.timings.stage("points"):
-            positions = gaussians.means[cpu.farthest_point_sample(gaussians.means, count=self._latents)]
-            seen = query_from_gaussians(gaussians)[
-                cpu.farthest_point_sample(gaussians.means, count=self._static_points)
-            ]
-        images = self._run(self._features(), {"pictures": _network_pictures(pictures)})["images"]
-        contexts = self._run("dit_cond", {"images": images, "static": seen})
+            positions, static = (
+                cpu.farthest_point_sample(gaussians.means, count=count)
+                for count in (self._latents, self._static_points)
+            )
+        channels = int(self.bundle.stage("dit_step").input("x").shape[2])
+        inputs = {
+            "images": self._run(self._features(), {"pictures": _network_pictures(pictures)})["images"],
+            "static": query_from_gaussians(gaussians)[static],
+            "positions": gaussians.means[positions],
+            "noise": sampling.random.standard_normal((len(pictures), self._latents, channels), np.float32),
+        }
+        backend, steps = self.backend, sampling.steps
+        if steps is None or not isinstance(backend, TensorRtBackend):
+            return self._decoded(self._sampled(inputs, steps), gaussians, anchors)
+        plan = _plan(steps)
+        return self._interpolated(lambda query: self._on_device(backend, inputs, query, plan), gaussians, anchors)
+
+    def _sampled(self, inputs: Tensors, steps: Optional[int]) -> Float32Array:
+        """Latents [T,L,C] of how Gaussians move in pictures."""
+        contexts = self._run("dit_cond", inputs)
         engine = self._engine("dit_step")
 
         def velocity(x: NDArray[Any], t: float) -> NDArray[Any]:
-            inputs = {"x": x, "t": np.array([t], np.float32), "positions": positions, **contexts}
-            return engine.run(inputs)["v"]
+            given = {"x": x, "t": np.array([t], np.float32), "positions": inputs["positions"], **contexts}
+            return engine.run(given)["v"]
 
-        channels = int(self.bundle.stage("dit_step").input("x").shape[2])
-        noise = sampling.random.standard_normal((len(pictures), self._latents, channels), np.float32)
         with self.timings.stage("sample") as stage:
-            schedule = CosineSchedule()
-            if sampling.steps is None:
-                latents = sample_adaptive(velocity, noise, schedule)
+            if steps is None:
+                latents = sample_adaptive(velocity, inputs["noise"], CosineSchedule())
             else:
-                plan = multistep_plan(schedule, log_snr_uniform(schedule, sampling.steps))
-                latents = sample_multistep(velocity, noise, plan)
+                latents = sample_multistep(velocity, inputs["noise"], _plan(steps))
             stage.record({"latents": latents})
         return latents
+
+    def _on_device(
+        self, backend: TensorRtBackend, inputs: Tensors, query: Float32Array, plan: list[Step]
+    ) -> Float32Array:
+        """Changes [T,n,14] of Gaussians [n,14] that follow the pictures, with nothing on the host between."""
+        frames, count = len(inputs["images"]), len(query)
+        key = (frames, count, len(plan))
+        if key not in self._fields:
+            with self.timings.stage("load variation field"):
+                # Those of other lengths of segments stay; those of another asset or plan would only fill the memory.
+                self._fields = {known: field for known, field in self._fields.items() if known[1:] == key[1:]}
+                self._fields[key] = VariationFieldOnDevice(
+                    backend, self.bundle, self.precision, frames=frames, gaussians=count, plan=plan
+                )
+        with self.timings.stage("variation field") as stage:
+            changes = self._fields[key].run({**inputs, "gaussians": query})
+            stage.record({"changes": changes})
+        _check_finite(changes)
+        return changes
 
     def _encoded(self, vertices: Float32Array, faces: NDArray[np.int32], gaussians: Gaussians) -> Float32Array:
         """Latents [T,L,C] of how Gaussians move with a mesh [T,V,3]."""
@@ -288,13 +333,19 @@ class GvfDiffusion(Pipeline):
 
     def _decoded(self, latents: Float32Array, gaussians: Gaussians, anchors: Optional[int]) -> Float32Array:
         """Changes [T,N,14] of Gaussians."""
-        means, query = gaussians.means, query_from_gaussians(gaussians)
         keys_values = self._run("vae_latent", {"samples": latents})
+        return self._interpolated(lambda query: self._attended(keys_values, query), gaussians, anchors)
+
+    def _interpolated(
+        self, decode: Callable[[Float32Array], Float32Array], gaussians: Gaussians, anchors: Optional[int]
+    ) -> Float32Array:
+        """Changes [T,N,14] of Gaussians, decoded of all or of anchors alone."""
+        means, query = gaussians.means, query_from_gaussians(gaussians)
         if anchors is None or anchors >= len(means):
-            return self._attended(keys_values, query)
+            return decode(query)
         with self.timings.stage("points"):
             chosen = cpu.farthest_point_sample(means, count=anchors)
-        changes = self._attended(keys_values, query[chosen])
+        changes = decode(query[chosen])
         with self.timings.stage("interpolate"):
             return cpu.knn_interpolate(means, means[chosen], changes, k=NEIGHBOURS).values
 
@@ -372,6 +423,12 @@ def _network_pictures(pictures: NDArray[np.uint8]) -> Float32Array:
     planes: Float32Array = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32)
     planes /= 255.0
     return planes
+
+
+def _plan(steps: int) -> list[Step]:
+    """Evenly far apart in log SNR."""
+    schedule = CosineSchedule()
+    return multistep_plan(schedule, log_snr_uniform(schedule, steps))
 
 
 def _sampling(seed: int, steps: Optional[int]) -> Sampling:

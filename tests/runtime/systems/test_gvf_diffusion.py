@@ -152,6 +152,27 @@ def test_segments_cover_the_clip_and_overlap_by_a_frame(count):
     assert len(found) == max(1, -(-(count - 1) // 5))
 
 
+@pytest.mark.gpu
+def test_fixed_steps_run_on_the_gpu_alone(random_gvf_bundle, engine_cache, pipeline, ply):
+    """In segments of two lengths, with and without anchors."""
+    pytest.importorskip("tensorrt")
+    from edge4d.runtime.backends.tensorrt import TensorRtBackend
+
+    video = pictures(asset(), 40, 10)
+    with GvfDiffusion(pipeline.bundle, TensorRtBackend(engine_cache), "fp32") as tensorrt:
+        for anchors in (None, 100):
+            options = {"canonical": ply, "azimuth": 40.0, "steps": 4, "anchors": anchors}
+            found = tensorrt.generate(video, **options).motion[0].data.astype(np.float32)
+            names = [stage.name for stage in tensorrt.timings.stages]
+            assert "variation field" in names
+            assert not {"sample", "decode"} & set(names)
+            expected = pipeline.generate(video, **options).motion[0].data.astype(np.float32)
+            # TensorRT may round products to 10 bits (TF32), in two segments of four steps each.
+            assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
+        tensorrt.generate(video, canonical=ply, azimuth=40.0)  # an adaptive sampler looks at each evaluation here
+        assert "sample" in [stage.name for stage in tensorrt.timings.stages]
+
+
 def test_one_frame(pipeline, ply, video):
     scene = pipeline.generate(video[:1], canonical=ply)
     assert (scene.t1, len(scene.motion[0].times)) == (0.0, 1)
