@@ -23,6 +23,7 @@ from edge4d.kernels.ops import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES, VERSION, Op
 from edge4d.kernels.ops import Tensor as OperatorTensor
 from edge4d.runtime.errors import ExportFailed, LibraryNotFound
 
+_FLOATS = "T"  # of a schema: what may be float32 or float16
 _ONNX_TYPES: dict[type, onnx.defs.OpSchema.AttrType] = {
     int: onnx.defs.OpSchema.AttrType.INT,
     float: onnx.defs.OpSchema.AttrType.FLOAT,
@@ -108,10 +109,7 @@ def _results(operator: Operator, attributes: dict[str, Any]) -> list[tuple[tuple
 
 
 def _onnx_schema(operator: Operator) -> onnx.defs.OpSchema:
-    """The schema that torch's exporter wants to know before it writes a node of a domain that onnx does not have.
-
-    Inside a network our operators are float32 in every precision (see `precision.KEEP`), so each tensor has one type.
-    """
+    """The schema that torch's exporter wants to know before it writes a node of a domain that onnx does not have."""
     parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
     return onnx.defs.OpSchema(
         operator.name,
@@ -123,11 +121,12 @@ def _onnx_schema(operator: Operator) -> onnx.defs.OpSchema:
             *(attribute(a.name, _ONNX_TYPES[a.type]) for a in operator.attributes),
             *(attribute(name, onnx.defs.OpSchema.AttrType.STRING) for name in PLUGIN_ATTRIBUTES),
         ],
+        type_constraints=[(_FLOATS, ["tensor(float)", "tensor(float16)"], "float32 or float16, one of them in a node")],
     )
 
 
 def _onnx_type(tensor: OperatorTensor) -> str:
-    return "tensor(int32)" if tensor.dtype == "int32" else "tensor(float)"
+    return {"float": _FLOATS, "int32": "tensor(int32)"}.get(tensor.dtype, "tensor(float)")
 
 
 def _translation(operator: Operator) -> Callable[..., Any]:

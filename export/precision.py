@@ -15,10 +15,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 from edge4d.export.cut import is_large, keep_operator_types
-from edge4d.kernels.ops import DOMAIN
+from edge4d.kernels.ops import DOMAIN, OPERATORS
 from edge4d.runtime.errors import ExportFailed
 
 FLOAT, HALF = TensorProto.FLOAT, TensorProto.FLOAT16
@@ -98,6 +98,10 @@ def rounded_to_half(model: ModelProto) -> ModelProto:
     del result.graph.node[:]
     for node in model.graph.node:
         result.graph.node.extend(_rounding(node, types))
+    result.graph.ClearField("value_info")
+    for value in model.graph.value_info:
+        half = types[value.name] == HALF
+        result.graph.value_info.append(_retyped(value, f"{value.name}.exact", FLOAT) if half else value)
     for tensor in result.graph.initializer:
         if tensor.data_type == HALF:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
@@ -116,6 +120,15 @@ def _rounding(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
             nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.half"], to=HALF))
             nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=FLOAT))
     return nodes
+
+
+def _retyped(value: ValueInfoProto, name: str, kind: int) -> ValueInfoProto:
+    """The same shape under another name, of another type."""
+    result = ValueInfoProto()
+    result.CopyFrom(value)
+    result.name = name
+    result.type.tensor_type.elem_type = kind
+    return result
 
 
 def scope_of(node: NodeProto) -> str:
@@ -189,7 +202,7 @@ class _Halving:
         self.nodes.append(converted)
 
     def _stays_single(self, node: NodeProto) -> bool:
-        if node.domain == DOMAIN or node.op_type in KEEP or _in_scope(node, self.scopes):
+        if node.op_type in KEEP or _in_scope(node, self.scopes):
             return True
         floats = [name for name in node.input if self._is_float(name)]
         if node.op_type == "Cast":  # truth values are exact in half; whole numbers above 2048 are not
@@ -216,11 +229,18 @@ class _Halving:
         constants = [tensor for tensor in (*self.graph.initializer, *self.halves) if tensor.name in used]
         result = ModelProto()
         result.CopyFrom(self.model)
-        keep_operator_types(result.graph)
-        for field, values in (("node", self.nodes), ("initializer", constants)):
+        for field, values in (("node", self.nodes), ("initializer", constants), ("value_info", self._made_types())):
             result.graph.ClearField(field)
             getattr(result.graph, field).extend(values)
+        keep_operator_types(result.graph)
         return result
+
+    def _made_types(self) -> list[ValueInfoProto]:
+        """Of inner values, in the form in which each is made."""
+        values = (*self.graph.value_info, *self.graph.output)
+        halves = [value for value in values if self.made_as.get(value.name) == HALF]
+        others = [value for value in self.graph.value_info if self.made_as.get(value.name) != HALF]
+        return [*others, *(_retyped(value, self.forms[value.name, HALF], HALF) for value in halves)]
 
 
 def _types(model: ModelProto) -> dict[str, int]:
@@ -234,11 +254,16 @@ def _types(model: ModelProto) -> dict[str, int]:
 
 
 def _takes_half(node: NodeProto, index: int, opset: int) -> bool:
+    if node.domain == DOMAIN:
+        return _gives_half(node, opset) and OPERATORS[node.op_type].inputs[index].dtype == "float"
     schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     return "tensor(float16)" in schema.inputs[min(index, len(schema.inputs) - 1)].types  # the last may be variadic
 
 
 def _gives_half(node: NodeProto, opset: int) -> bool:
+    if node.domain == DOMAIN:
+        # What takes positions gives float32 whatever it takes: half would spoil them.
+        return OPERATORS[node.op_type].outputs[0].dtype == "float"
     return "tensor(float16)" in onnx.defs.get_schema(node.op_type, opset, node.domain).outputs[0].types
 
 

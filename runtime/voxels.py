@@ -28,18 +28,6 @@ class Coarse(NamedTuple):
     children: Int32Array
 
 
-class Windows(NamedTuple):
-    """Voxels sorted into cubes.
-
-    Attributes:
-        voxels: [W,K] those in each occupied cube, K in the fullest; the others end in -1.
-        places: [V] where each voxel is in `voxels`, flattened.
-    """
-
-    voxels: Int32Array
-    places: Int32Array
-
-
 def voxels_from_logits(logits: NDArray[Any]) -> Int32Array:
     """The cells [V,3] of a grid [R,R,R] whose logit is above 0, in order of x, then y, then z."""
     return np.argwhere(logits > 0).astype(np.int32)
@@ -66,20 +54,20 @@ def coarse(coords: Int32Array, resolution: int) -> Coarse:
     return Coarse(above.astype(np.int32), parents.reshape(-1).astype(np.int32), children)
 
 
-def windows(coords: Int32Array, size: int, shift: int = 0) -> Windows:
-    """Voxels by the cubes of `size` cells a side that they lie in, after a shift along all axes."""
+def windows(coords: Int32Array, size: int, shift: int = 0) -> Int32Array:
+    """[W,K]: the voxels in each occupied cube of `size` cells a side, after a shift along all axes.
+
+    K are in the fullest; the others end in -1.
+    """
     cubes = (coords + shift) // size
     _, cube = np.unique(_codes(cubes, int(cubes.max(initial=0)) + 1), return_inverse=True)
     cube = cube.reshape(-1)
     counts = np.bincount(cube)
     order = np.argsort(cube, kind="stable")
     rank = np.arange(len(coords)) - np.repeat(np.cumsum(counts) - counts, counts)
-    fullest = int(counts.max(initial=0))
-    places = np.empty(len(coords), np.int32)
-    places[order] = cube[order] * fullest + rank
-    voxels = np.full(len(counts) * fullest, -1, np.int32)
-    voxels[places] = np.arange(len(coords))
-    return Windows(voxels.reshape(len(counts), fullest), places)
+    table = np.full((len(counts), counts.max(initial=0)), -1, np.int32)
+    table[cube[order], rank] = order
+    return table
 
 
 def _codes(coords: NDArray[Any], side: int) -> NDArray[np.int64]:

@@ -139,13 +139,13 @@ class Attention:
     def __init__(self, resolution: int, shift: int, dtype: torch.dtype) -> None:
         coords = sphere(resolution)
         windows = voxels.windows(coords, 8, shift)
-        lengths = np.count_nonzero(windows.voxels >= 0, axis=1).astype(np.float64)
+        lengths = np.count_nonzero(windows >= 0, axis=1).astype(np.float64)
         self.flops = 4 * float(np.square(lengths).sum()) * self.heads * self.channels
         self.name = f"WindowAttention, {len(coords):,} voxels, {len(lengths)} windows, {precision(dtype)}"
         self._qkv = torch.randn(len(coords), 3, self.heads, self.channels, device="cuda", dtype=dtype)
-        table = torch.from_numpy(windows.voxels).cuda()
+        table = torch.from_numpy(windows).cuda()
         self._mask = (table >= 0)[:, None, None]
-        self._rows, self._places = table.long() + 1, torch.from_numpy(windows.places).cuda()
+        self._rows, self._places = table.long() + 1, table.flatten().argsort()[-len(coords) :]  # -1 come first
         self.result = torch.empty_like(self._qkv[:, 0])
         self._inputs, self._out = [Prepared(self._qkv), Prepared(table)], Prepared(self.result)
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st  # noqa: E402
 from numpy.typing import NDArray  # noqa: E402
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper  # noqa: E402
 
+from edge4d.export.cut import cut  # noqa: E402
 from edge4d.export.precision import fp16_from_fp32, rounded_to_half, with_half_weights  # noqa: E402
 from edge4d.kernels.ops import PLUGIN_ATTRIBUTES  # noqa: E402
 from edge4d.runtime.errors import ExportFailed  # noqa: E402
@@ -174,7 +175,7 @@ def test_inputs_that_must_be_float32_stay_so() -> None:
     assert run(half, x=np.ones((2, 4), np.float32)).shape == (1, 1, 4, 8)
 
 
-def test_our_operators_stay_float32() -> None:
+def test_our_operators_on_positions_stay_float32() -> None:
     sample = helper.make_node("FarthestPointSample", ["a"], ["i"], domain="edge4d", count=2, **PLUGIN_ATTRIBUTES)
     nodes = [node("Relu", "x", "a"), sample, node("Gather", "a i", "y")]
     model = model_of(nodes, {})
@@ -182,6 +183,31 @@ def test_our_operators_stay_float32() -> None:
     half = fp16_from_fp32(model)
     assert casts(half) == [("x", HALF), ("a", FLOAT), ("y.fp16", FLOAT)]
     assert [value.name for value in half.graph.value_info] == ["i"]
+
+
+@pytest.mark.parametrize("scope", ["", "island"])
+def test_our_operators_on_features_are_half_outside_of_islands(scope: str) -> None:
+    """Their types are in the graph, since nobody could infer them; also of one that gives an output."""
+    attributes = {"domain": "edge4d", **PLUGIN_ATTRIBUTES}
+    nodes = [
+        node("Relu", "x", "a"),
+        node("GatherMean", "a table", "b", scope, zeros=1, **attributes),
+        node("GatherMean", "b table", "y", zeros=0, **attributes),
+    ]
+    model = model_of(nodes, {"table": np.array([[1, 0], [0, -1]], np.int32)})
+    model.graph.value_info.append(helper.make_tensor_value_info("b", FLOAT, [2, 4]))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, [2, 4]))
+    half = fp16_from_fp32(model, fp32_scopes=["island"] if scope else [])
+    onnx.checker.check_model(half, full_check=True)
+    kinds = {value.name: value.type.tensor_type.elem_type for value in half.graph.value_info}
+    assert kinds == {"b": FLOAT if scope else HALF, "y.fp16": HALF}
+    island = [("a", FLOAT), ("b", HALF)] if scope else []
+    assert casts(half) == [("x", HALF), *island, ("y.fp16", FLOAT)]
+    rounded = rounded_to_half(half)
+    exact = {value.name: value.type.tensor_type.elem_type for value in rounded.graph.value_info}
+    assert exact == {"b" if scope else "b.exact": FLOAT, "y.fp16.exact": FLOAT}
+    assert HALF not in [t.data_type for t in rounded.graph.initializer]
+    assert len(cut(rounded)) == 5  # sessions before, between and after the two
 
 
 def test_outputs_that_are_also_read_inside() -> None:

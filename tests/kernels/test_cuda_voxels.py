@@ -195,7 +195,7 @@ def test_windows_of_every_length_around_a_tile(channels, dtype) -> None:
 @stored
 @pytest.mark.parametrize("shift", [0, 4])
 def test_attention_in_the_windows_of_voxels(shift, dtype) -> None:
-    windows = voxels.windows(sphere(64), 8, shift).voxels
+    windows = voxels.windows(sphere(64), 8, shift)
     qkv = qkv_of(7, len(sphere(64)), 12, 64, dtype)
     assert_near(attention_work(qkv, windows).run()[0], cpu.window_attention(qkv, windows), 64 + windows.shape[1])
 
@@ -216,7 +216,7 @@ def test_what_is_not_finite_stays_in_its_window() -> None:
 def works(dtype: str, fill) -> list[Work]:
     coords = sphere(20)
     near = voxels.neighbours(coords, 20)
-    windows = voxels.windows(coords, 8).voxels
+    windows = voxels.windows(coords, 8)
     features = np.random.default_rng(9).normal(size=(len(coords), 24)).astype(dtype)
     return [
         neighbours_work(coords, 20, fill),

@@ -216,7 +216,7 @@ def test_gather_mean(plugins: Path, tmp_path: Path, dtype: str) -> None:
 
 @pytest.mark.parametrize("dtype", STORED)
 def test_window_attention(plugins: Path, tmp_path: Path, dtype: str) -> None:
-    inputs = {"qkv": qkv_of(11, len(sphere(24)), 3, 64, dtype), "windows": voxels.windows(sphere(24), 8).voxels}
+    inputs = {"qkv": qkv_of(11, len(sphere(24)), 3, 64, dtype), "windows": voxels.windows(sphere(24), 8)}
     expected = cpu.window_attention(**inputs)
     found = Node(WINDOW_ATTENTION, plugins, tmp_path, inputs, {"attended": expected}, {}).run()
     assert_near(found["attended"], expected, 64 + inputs["windows"].shape[1])

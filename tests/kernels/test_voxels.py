@@ -174,7 +174,7 @@ def test_attention_is_that_of_the_twin(seed, lengths, spare, width, heads, chann
 @stored
 @pytest.mark.parametrize("shift", [0, 4])
 def test_attention_in_the_windows_of_voxels(shift, dtype) -> None:
-    windows = voxels.windows(sphere(32), 8, shift).voxels
+    windows = voxels.windows(sphere(32), 8, shift)
     qkv = qkv_of(6, len(sphere(32)), 3, 64, dtype)
     ours = cpu.window_attention(qkv, windows)
     assert_near(ours, reference.window_attention(qkv, windows), 64 + windows.shape[1])

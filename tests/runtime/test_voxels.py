@@ -58,18 +58,18 @@ def test_windows_hold_every_voxel_once_with_those_of_its_cube(shift):
     cubes: dict[tuple[int, ...], list[int]] = {}
     for i, cell in enumerate(coords.tolist()):
         cubes.setdefault(tuple((value + shift) // 4 for value in cell), []).append(i)
-    assert found.voxels.shape == (len(cubes), max(map(len, cubes.values())))
-    rows = [[voxel for voxel in row if voxel >= 0] for row in found.voxels.tolist()]
+    assert found.dtype == np.int32
+    assert found.shape == (len(cubes), max(map(len, cubes.values())))
+    rows = [[voxel for voxel in row if voxel >= 0] for row in found.tolist()]
     assert rows == [cubes[cube] for cube in sorted(cubes)]
-    assert found.voxels.reshape(-1)[found.places].tolist() == list(range(len(coords)))
 
 
 def test_a_single_voxel_and_none():
     one = np.array([[7, 0, 7]], np.int32)
     assert neighbours(one, RESOLUTION).tolist() == [[-1] * 13 + [0] + [-1] * 13]
     assert coarse(one, RESOLUTION).children.tolist() == [[-1] * 5 + [0] + [-1] * 2]
-    assert windows(one, 4).voxels.tolist() == [[0]]
+    assert windows(one, 4).tolist() == [[0]]
     none = np.empty((0, 3), np.int32)
     assert neighbours(none, RESOLUTION).shape == (0, 27)
     assert coarse(none, RESOLUTION).children.shape == (0, 8)
-    assert windows(none, 4).voxels.size == 0
+    assert windows(none, 4).size == 0

@@ -119,10 +119,8 @@ class CanonicalGenerator(nn.Module):
         inputs = (
             samples,
             int32("coords", "V", 3),
-            int32("voxels", "W", "K"),
-            int32("places", "V"),
-            int32("shifted_voxels", "X", "Y"),
-            int32("shifted_places", "V"),
+            int32("windows", "W", "K"),
+            int32("shifted_windows", "X", "Y"),
         )
         count = f"{sizes.gaussians}*V"
         outputs = (
@@ -134,12 +132,8 @@ class CanonicalGenerator(nn.Module):
         )
 
         def example(axes: Mapping[str, int]) -> tuple[Tensor, ...]:
-            V = axes["V"]
-            bounds = ((0, sizes.resolution), (-1, V), (0, axes["W"] * axes["K"]), (-1, V), (0, axes["X"] * axes["Y"]))
-            tables = [_indices(tensor, axes, *bound) for tensor, bound in zip(inputs[1:], bounds)]
-            for windows in (tables[1], tables[3]):
-                windows[:, 0] = 0  # no window is empty
-            return (torch.randn(samples.shape_at(axes)), *tables)
+            tables = (_dealt(tensor, axes) for tensor in inputs[2:])
+            return torch.randn(samples.shape_at(axes)), _indices(inputs[1], axes, 0, sizes.resolution), *tables
 
         number, fullest = self.config.windows
         names = (("W", number), ("K", fullest), ("X", number), ("Y", fullest))
@@ -151,3 +145,12 @@ class CanonicalGenerator(nn.Module):
 
 def _indices(tensor: TensorSpec, sizes: Mapping[str, int], low: int, high: int) -> Tensor:
     return torch.randint(low, high, tensor.shape_at(sizes), dtype=torch.int32)
+
+
+def _dealt(windows: TensorSpec, sizes: Mapping[str, int]) -> Tensor:
+    """Windows that are full of voxels, one after the other, as far as there are any."""
+    shape = windows.shape_at(sizes)
+    table = torch.full((shape[0] * shape[1],), -1, dtype=torch.int32)
+    count = min(sizes["V"], len(table))
+    table[:count] = torch.arange(count, dtype=torch.int32)
+    return table.reshape(shape)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edge4d.export.models.layers.attention import attend, split_heads
 from edge4d.export.models.layers.dit import EPS, Mlp, PositionEmbedder
-from edge4d.export.models.layers.sparse import gathered
+from edge4d.export.models.layers.sparse import WindowAttention
 
 LATENTS = (
     (-2.1687545776, 2.3776507378),
@@ -66,23 +65,6 @@ class RawGaussians(NamedTuple):
     opacities: Tensor
 
 
-class WindowAttention(nn.Module):
-    """Self-attention among the voxels of each window."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.to_qkv = nn.Linear(dim, 3 * dim)
-        self.to_out = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, voxels: Tensor, places: Tensor) -> Tensor:
-        """x [V,dim], voxels [W,K] and places [V] of `edge4d.runtime.voxels.Windows` → [V,dim]."""
-        q, k, v = (split_heads(part, self.heads) for part in gathered(self.to_qkv(x), voxels).chunk(3, dim=-1))
-        among = attend(q, k, v, mask=(voxels >= 0)[:, None, None])
-        projected: Tensor = self.to_out(among.flatten(0, 1).index_select(0, places))
-        return projected
-
-
 class WindowBlock(nn.Module):
     """Attention within windows, then two linear layers."""
 
@@ -91,9 +73,9 @@ class WindowBlock(nn.Module):
         self.attn = WindowAttention(dim, heads)
         self.mlp = Mlp(dim)
 
-    def forward(self, x: Tensor, voxels: Tensor, places: Tensor) -> Tensor:
-        """x [V,dim] → [V,dim]."""
-        x = x + self.attn(functional.layer_norm(x, x.shape[-1:], eps=EPS), voxels, places)
+    def forward(self, x: Tensor, windows: Tensor) -> Tensor:
+        """x [V,dim], windows [W,K] → [V,dim]."""
+        x = x + self.attn(functional.layer_norm(x, x.shape[-1:], eps=EPS), windows)
         y: Tensor = x + self.mlp(functional.layer_norm(x, x.shape[-1:], eps=EPS))
         return y
 
@@ -115,26 +97,18 @@ class GaussianDecoder(nn.Module):
         self.register_buffer("offset_perturbation", _spread(config.gaussians))
         self.lift = Lift(config)
 
-    def forward(
-        self,
-        latents: Tensor,
-        coords: Tensor,
-        voxels: Tensor,
-        places: Tensor,
-        shifted_voxels: Tensor,
-        shifted_places: Tensor,
-    ) -> RawGaussians:
+    def forward(self, latents: Tensor, coords: Tensor, windows: Tensor, shifted_windows: Tensor) -> RawGaussians:
         """Gaussians of occupied voxels.
 
         Args:
             latents: [V,latent_channels].
             coords: [V,3] int32.
-            voxels, places: [W,K] and [V] int32, windows of 8.
-            shifted_voxels, shifted_places: the same, shifted by 4.
+            windows: [W,K] int32, of 8 voxels a side.
+            shifted_windows: the same, shifted by 4.
         """
         x = self.input_layer(latents) + self.pos_embedder(coords.to(latents.dtype))
         for index, block in enumerate(self.blocks):
-            x = block(x, voxels, places) if index % 2 == 0 else block(x, shifted_voxels, shifted_places)
+            x = block(x, windows if index % 2 == 0 else shifted_windows)
         decoded = self.out_layer(functional.layer_norm(x, x.shape[-1:]))
         lifted: RawGaussians = self.lift(decoded, coords, self.offset_perturbation)
         return lifted

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edge4d.export.models.layers.dit import EPS, ConditionedBlock, PositionEmbedder, TimestepEmbedder
-from edge4d.export.models.layers.sparse import SubmanifoldConv3d, averaged
+from edge4d.export.models.layers.sparse import Downsample, SubmanifoldConv3d
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class SlatFlow(nn.Module):
         self.input_blocks = nn.ModuleList(
             [SparseResidualBlock(width, width, dim), SparseResidualBlock(width, dim, dim)]
         )
+        self.downsample = Downsample()
         self.blocks = nn.ModuleList(
             ConditionedBlock(dim, config.heads, config.context_dim) for _ in range(config.depth)
         )
@@ -101,7 +102,7 @@ class SlatFlow(nn.Module):
         """
         time = self.t_embedder(t)
         fine = self.input_blocks[0](self.input_layer(x), time, neighbours)
-        coarse = self.input_blocks[1](averaged(fine, children), time, coarse_neighbours)
+        coarse = self.input_blocks[1](self.downsample(fine, children), time, coarse_neighbours)
         tokens = (coarse + self.pos_embedder(coarse_coords.to(x.dtype)))[None]
         for block in self.blocks:
             tokens = block(tokens, time, condition)

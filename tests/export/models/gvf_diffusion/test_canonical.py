@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 import onnx  # noqa: E402
 from formulas import every_weight_matters, random  # noqa: E402
 
+from edge4d.export.cut import cut  # noqa: E402
 from edge4d.export.models.gvf_diffusion.canonical import CanonicalConfig, CanonicalGenerator  # noqa: E402
 from edge4d.export.models.gvf_diffusion.dino import Dino, condition, dino_stage  # noqa: E402
 from edge4d.export.models.gvf_diffusion.gaussian_decoder import LATENTS, GaussianDecoderConfig  # noqa: E402
@@ -75,14 +77,11 @@ def slat_inputs() -> dict[str, np.ndarray]:
 
 def decoder_inputs() -> dict[str, np.ndarray]:
     coords = voxels()
-    whole, shifted = windows(coords, 8), windows(coords, 8, 4)
     return {
         "samples": random(len(coords), 8).numpy(),
         "coords": coords,
-        "voxels": whole.voxels,
-        "places": whole.places,
-        "shifted_voxels": shifted.voxels,
-        "shifted_places": shifted.places,
+        "windows": windows(coords, 8),
+        "shifted_windows": windows(coords, 8, 4),
     }
 
 
@@ -91,6 +90,19 @@ def test_stages_become_graphs_that_engines_read(graphs):
     for name, model in graphs.items():
         slow_or_unknown = {"ScatterElements", "ScatterND", "GatherND", "TopK", "NonZero", "Loop", "If"}
         assert not slow_or_unknown & {node.op_type for node in model.graph.node}, name
+
+
+def test_sparse_stages_run_edge4d_operators_on_weights_that_are_ready(graphs):
+    expected = {"slat_flow": {"SubmanifoldConvolution": 8, "GatherMean": 1}, "gs_dec": {"WindowAttention": 2}}
+    for name, operators in expected.items():
+        graph = graphs[name].graph
+        assert Counter(node.op_type for node in graph.node if node.domain == "edge4d") == operators
+        constants = {tensor.name for tensor in graph.initializer}
+        assert not any(node.op_type == "Transpose" and node.input[0] in constants for node in graph.node)
+        half = fp16_from_fp32(graphs[name], fp32_scopes=stages()[name].fp32_scopes).graph
+        assert {value.type.tensor_type.elem_type for value in half.value_info} == {onnx.TensorProto.FLOAT16}
+        steps = cut(graphs[name])
+        assert len(steps) == 2 * sum(operators.values()) + 1  # each operator once, a session before, between and after
 
 
 @torch.no_grad()

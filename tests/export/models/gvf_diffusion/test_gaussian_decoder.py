@@ -27,7 +27,7 @@ def voxels(count: int = 60) -> np.ndarray:
 
 
 def inputs(coords: np.ndarray) -> list[torch.Tensor]:
-    tables = [coords, *windows(coords, 8), *windows(coords, 8, 4)]
+    tables = [coords, windows(coords, 8), windows(coords, 8, 4)]
     return [random(len(coords), 3), *map(torch.from_numpy, tables)]
 
 

@@ -1,4 +1,4 @@
-"""Sparse layers against dense ones on a grid that is empty elsewhere."""
+"""Sparse layers against dense ones on a grid that is empty elsewhere, and against plain forms."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 
 from torch.nn import functional  # noqa: E402
 
-from edge4d.export.models.layers.sparse import SubmanifoldConv3d, averaged, gathered  # noqa: E402
-from edge4d.runtime.voxels import coarse, neighbours  # noqa: E402
+from edge4d.export.models.layers.sparse import Downsample, SubmanifoldConv3d, WindowAttention  # noqa: E402
+from edge4d.runtime.voxels import coarse, neighbours, windows  # noqa: E402
 
 RESOLUTION = 6
 
@@ -37,7 +37,7 @@ def test_a_convolution_is_the_dense_one_at_occupied_voxels(inputs, outputs):
 def test_children_are_averaged_with_one_zero_more():
     x = torch.tensor([[2.0, 8.0], [4.0, 10.0], [7.0, 1.0]])
     children = torch.tensor([[-1, 0, -1, -1, 1, -1, -1, -1], [2, *[-1] * 7]], dtype=torch.int32)
-    assert averaged(x, children).tolist() == [[2.0, 6.0], [3.5, 0.5]]
+    assert Downsample()(x, children).tolist() == [[2.0, 6.0], [3.5, 0.5]]
 
 
 def test_averages_are_those_of_scatter_reduce():
@@ -47,9 +47,18 @@ def test_averages_are_those_of_scatter_reduce():
     x = torch.randn(len(coords), 3, generator=torch.Generator().manual_seed(0))
     index = torch.from_numpy(table.parents).long()[:, None].expand(-1, 3)
     expected = torch.scatter_reduce(torch.zeros(len(table.coords), 3), 0, index, x, "mean")
-    torch.testing.assert_close(averaged(x, torch.from_numpy(table.children)), expected)
+    torch.testing.assert_close(Downsample()(x, torch.from_numpy(table.children)), expected)
 
 
-def test_nobody_counts_as_zeros():
-    x = torch.tensor([[1.0], [2.0]])
-    assert gathered(x, torch.tensor([[1, -1], [-1, 0]], dtype=torch.int32)).tolist() == [[[2.0], [0.0]], [[0.0], [1.0]]]
+@torch.no_grad()
+@pytest.mark.parametrize("shift", [0, 4])
+def test_attention_is_that_of_each_window_alone(shift):
+    torch.manual_seed(0)
+    coords, attention = 3 * scattered(), WindowAttention(24, 3)
+    table, x = torch.from_numpy(windows(coords, 8, shift)), torch.randn(len(coords), 24)
+    found = attention(x, table)
+    for window in table:
+        rows = window[window >= 0].long()
+        q, k, v = attention.to_qkv(x[rows]).unflatten(1, (3, 3, 8)).permute(1, 2, 0, 3)
+        plain = functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).flatten(1)
+        torch.testing.assert_close(found[rows], attention.to_out(plain), atol=1e-5, rtol=0)
