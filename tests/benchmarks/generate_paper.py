@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import report
 from numpy.typing import NDArray
-from workers import Failed, Worker
+from workers import Contender, Worker, alternating, contender, contenders
 from workloads import PAPER_SIZE, paper_inputs
 
 from edge4d.runtime.metrics import psnr
@@ -30,7 +29,6 @@ from edge4d.runtime.metrics import psnr
 HERE = Path(__file__).resolve().parent
 LEAST_DB = 45.0  # between the videos of two precisions, CONVENTIONS.md
 MOST_ERROR = 0.01  # of an output's 2-norm: a rounding to half is 5e-4, and a network adds up some of them
-BLOCKS = 5  # in which all are measured in turns
 REFERENCE = "float32"
 NOTES = {
     "ours_ms": "median, from the network's inputs in the host's memory to 24 frames there; `peer_ms`: the peer's, with "
@@ -40,14 +38,6 @@ NOTES = {
     "psnr_db": "of our frames against those of PyTorch in float32; `peer_psnr_db`: of the peer's",
     "output_error": "the largest of the network's outputs' distances from PyTorch in float32, as part of their 2-norm",
 }
-
-
-class Player(NamedTuple):
-    """One of those that make the film."""
-
-    worker: Worker
-    variant: str
-    about: dict[str, Any]
 
 
 def main() -> None:
@@ -82,40 +72,18 @@ def measure(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     tensorrt = Worker("TensorRT", options.tensorrt_python, [HERE / "paper_tensorrt.py", options.bundle, inputs])
     torch = Worker("PyTorch", sys.executable, [HERE / "paper_torch.py", weights, inputs])
     # One after the other: engines and compiled code are chosen by measuring.
-    ours = player(tensorrt, options.precision)
-    reference = player(torch, REFERENCE)
-    peers = [player(torch, "eager"), *compiled(torch, options.modes)]
-    expected = film(reference, folder)
-    qualities = {made.variant: quality(film(made, folder), expected) for made in (ours, *peers)}
+    ours = contender(tensorrt, options.precision)
+    reference = contender(torch, REFERENCE)
+    peers = [contender(torch, "eager"), *contenders(torch, options.modes)]
+    expected = torch.outputs(reference.variant)
+    qualities = {made.variant: quality(made.worker.outputs(made.variant), expected) for made in (ours, *peers)}
     times = alternating([ours, *peers], options.repeats)
     for worker in (tensorrt, torch):
         worker.close()
     return [row(ours, peer, qualities, times, options.repeats) for peer in peers]
 
 
-def player(worker: Worker, variant: str) -> Player:
-    return Player(worker, variant, worker.prepare(variant))
-
-
-def compiled(torch: Worker, modes: Sequence[str]) -> list[Player]:
-    """Those that can be compiled: minutes of measuring are not thrown away for one that cannot."""
-    made = []
-    for mode in modes:
-        try:
-            made.append(player(torch, mode))
-        except Failed as error:
-            print(error, file=sys.stderr, flush=True)
-    return made
-
-
 # ---- quality --------------------------------------------------------------------------------------------------------
-
-
-def film(made: Player, folder: Path) -> dict[str, NDArray[Any]]:
-    """Frames and the network's outputs."""
-    path = folder / "film.npz"
-    made.worker.save(made.variant, path)
-    return dict(np.load(path))
 
 
 def quality(found: dict[str, NDArray[Any]], expected: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -139,20 +107,9 @@ def wrong(found: dict[str, float]) -> list[str]:
 # ---- time -----------------------------------------------------------------------------------------------------------
 
 
-def alternating(players: Sequence[Player], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Milliseconds of films and of scenes alone, by variant."""
-    times: dict[str, dict[str, list[float]]] = {made.variant: {"film": [], "scene": []} for made in players}
-    for block in range(-1, BLOCKS):  # the first warms up
-        for made in players:
-            for name, taken in made.worker.time(made.variant, -(-repeats // BLOCKS)).items():
-                if block >= 0:
-                    times[made.variant][name] += taken
-    return times
-
-
 def row(
-    ours: Player,
-    peer: Player,
+    ours: Contender,
+    peer: Contender,
     qualities: dict[str, dict[str, float]],
     times: dict[str, dict[str, list[float]]],
     repeats: int,

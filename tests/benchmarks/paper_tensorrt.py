@@ -31,6 +31,7 @@ class Film:
         self._renderer = Renderer(self._live.scene, backend="cuda", outputs=("image",))
         self._frames = np.zeros((len(self._path), *PAPER_SIZE[::-1], 3), np.uint8)
         self.about = {"by": f"TensorRT {pipeline.backend.target.version}, {precision}"}
+        self.calls = {"film": self.film, "scene": self.generate}
 
     def generate(self) -> None:
         self._live.run(self._inputs)
@@ -48,7 +49,8 @@ class Film:
         return self._frames
 
     def outputs(self) -> Mapping[str, NDArray[Any]]:
-        return {name: array.to_numpy() for name, array in self._live.chain.outputs.items()}
+        frames = self.film()
+        return {"frames": frames, **{name: array.to_numpy() for name, array in self._live.chain.outputs.items()}}
 
 
 def main() -> None:

@@ -8,16 +8,15 @@ compiles itself when it is first imported.
 
 from __future__ import annotations
 
-import statistics
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Optional
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from workers import milliseconds, serve
+from workers import fastest, serve
 from workloads import FOV, PAPER_SIZE
 
 from edge4d.export.checkpoints import load_checkpoint
@@ -105,6 +104,7 @@ class Film:
             "layout": str(layout).removeprefix("torch."),
             "frames_per_call": self._per_call,
         }
+        self.calls = {"film": self.film, "scene": self.generate}
 
     def generate(self) -> None:
         self._outputs()
@@ -114,7 +114,8 @@ class Film:
         return self._film(self._per_call)
 
     def outputs(self) -> Mapping[str, NDArray[Any]]:
-        return {name: value.cpu().numpy() for name, value in self._outputs()._asdict().items()}
+        made = {name: value.cpu().numpy() for name, value in self._outputs()._asdict().items()}
+        return {"frames": self.film(), **made}
 
     def _prepare_cameras(self) -> None:
         """viewmats [T,4,4], Ks [T,3,3] and times [T] on the GPU."""
@@ -170,16 +171,6 @@ class Film:
             arguments = (means, quats, *many, viewmats[:, None], Ks[:, None])
         images: Tensor = rasterization(*arguments, *PAPER_SIZE, packed=False)[0]
         return images.reshape(len(means), *images.shape[-3:])
-
-
-def fastest(calls: Mapping[Any, Callable[[], Any]], repeats: int = 5) -> Any:
-    """The key of the call that takes the least time, in the middle of several after a warm-up."""
-    taken = {}
-    for key, call in calls.items():
-        milliseconds(call)
-        milliseconds(call)
-        taken[key] = statistics.median(milliseconds(call) for _ in range(repeats))
-    return min(taken, key=taken.__getitem__)
 
 
 @torch.inference_mode()

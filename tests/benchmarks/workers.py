@@ -1,4 +1,4 @@
-"""Programs in interpreters of their own that make the same film in turns: one asks over pipes, the others answer.
+"""Programs in interpreters of their own that do the same in turns: one asks over pipes, the others answer.
 
 A request is a line of JSON on a worker's standard input, its answer a line on its standard output. What libraries
 print there meanwhile goes to standard error.
@@ -8,35 +8,36 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from report import ROOT
 
+BLOCKS = 5  # in which all are measured in turns
+
 
 class Variant(Protocol):
-    """One way to make the film. Its inputs are ready in the host's memory.
+    """One way to do it. Its inputs are ready.
 
     Attributes:
         about: what a report says of it.
+        calls: what is timed, by name; each returns when its work is done.
     """
 
     about: Mapping[str, Any]
-
-    def generate(self) -> None:
-        """Makes the scene, and waits until it is there."""
-
-    def film(self) -> NDArray[np.uint8]:
-        """Makes the scene and all frames [T,H,W,3]; when it returns they are in the host's memory."""
+    calls: Mapping[str, Callable[[], object]]
 
     def outputs(self) -> Mapping[str, NDArray[Any]]:
-        """The network's outputs by name."""
+        """What it makes, by name, to be compared with what others make."""
 
 
 # ---- who asks -------------------------------------------------------------------------------------------------------
@@ -72,12 +73,15 @@ class Worker:
         print(f"{self.name}: {variant} ready, {about}", file=sys.stderr, flush=True)
         return about
 
-    def save(self, variant: str, path: object) -> None:
-        """Writes frames and the network's outputs as `.npz`."""
-        self._ask("save", variant=variant, path=str(path))
+    def outputs(self, variant: str) -> dict[str, NDArray[Any]]:
+        """What the variant makes."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "outputs.npz"
+            self._ask("save", variant=variant, path=str(path))
+            return dict(np.load(path))
 
     def time(self, variant: str, repeats: int) -> dict[str, list[float]]:
-        """Milliseconds of so many films, and of so many scenes without frames."""
+        """Milliseconds of each of the variant's calls, so many times."""
         times: dict[str, list[float]] = self._ask("time", variant=variant, repeats=repeats)
         return times
 
@@ -100,6 +104,41 @@ class Worker:
         if "error" in answer:
             raise Failed(f"{self.name} could not {task} {arguments}: {answer['error']}")
         return answer["result"]
+
+
+class Contender(NamedTuple):
+    """A variant that a worker has made ready."""
+
+    worker: Worker
+    variant: str
+    about: dict[str, Any]
+
+
+def contender(worker: Worker, variant: str) -> Contender:
+    """Raises Failed."""
+    return Contender(worker, variant, worker.prepare(variant))
+
+
+def contenders(worker: Worker, variants: Sequence[str]) -> list[Contender]:
+    """Those that can be made ready: minutes of measuring are not thrown away for one that cannot."""
+    made = []
+    for variant in variants:
+        try:
+            made.append(contender(worker, variant))
+        except Failed as error:
+            print(error, file=sys.stderr, flush=True)
+    return made
+
+
+def alternating(made: Sequence[Contender], repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Milliseconds by variant and call, of all in turns."""
+    times: dict[str, dict[str, list[float]]] = {one.variant: {} for one in made}
+    for block in range(-1, BLOCKS):  # the first warms up
+        for one in made:
+            for name, taken in one.worker.time(one.variant, -(-repeats // BLOCKS)).items():
+                if block >= 0:
+                    times[one.variant].setdefault(name, []).extend(taken)
+    return times
 
 
 def _environment(interpreter: str) -> dict[str, str]:
@@ -141,17 +180,25 @@ class _Tasks:
     def prepare(self, variant: str) -> dict[str, Any]:
         begin = time.perf_counter()
         self._variants[variant] = made = self._make(variant)
-        made.film()
+        made.outputs()
         return {**made.about, "prepared_in_s": round(time.perf_counter() - begin, 1)}
 
     def save(self, variant: str, path: str) -> None:
-        made = self._variants[variant]
-        np.savez(path, frames=made.film(), **made.outputs())
+        np.savez(path, **self._variants[variant].outputs())
 
     def time(self, variant: str, repeats: int) -> dict[str, list[float]]:
-        made = self._variants[variant]
-        calls: dict[str, Callable[[], Any]] = {"film": made.film, "scene": made.generate}
+        calls = self._variants[variant].calls
         return {name: [milliseconds(call) for _ in range(repeats)] for name, call in calls.items()}
+
+
+def fastest(calls: Mapping[Any, Callable[[], Any]], repeats: int = 5) -> Any:
+    """The key of the call that takes the least time, in the middle of several after a warm-up."""
+    taken = {}
+    for key, call in calls.items():
+        milliseconds(call)
+        milliseconds(call)
+        taken[key] = statistics.median(milliseconds(call) for _ in range(repeats))
+    return min(taken, key=taken.__getitem__)
 
 
 def milliseconds(call: Callable[[], Any]) -> float:

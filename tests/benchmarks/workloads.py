@@ -13,14 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from report import ROOT
 
+from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.camera import Camera
 from edge4d.runtime.motion import Poly
+from edge4d.runtime.samplers import CosineSchedule, Step, log_snr_uniform, multistep_plan
 from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.variation_field import query_from_gaussians
 
 PAPER_SIZE = (832, 256)  # of photographs for Pixel-to-4D at the size of its paper
 PAPER_GRID = (18, 59)  # rows and columns of DINOv2's features of them
 GROUPS = 64  # that move; as many as the shipped bundle's scenes have
 FOV = 60.0  # degrees across
+
+FIELD_FRAMES, FIELD_GAUSSIANS, FIELD_EVALUATIONS = 32, 160_000, 18  # of GVFDiffusion at the size of its paper
 
 Array = NDArray[Any]
 
@@ -96,6 +101,31 @@ def paper_inputs(seed: int = 0) -> PaperInputs:
     )
     image, depth, *rest = (array.astype(np.float32) for array in floats)
     return PaperInputs(image, depth, instances, *rest)
+
+
+def field_inputs(bundle: Bundle, frames: int, count: int, seed: int = 0) -> dict[str, Array]:
+    """What GVFDiffusion's variation field takes: features and noise of normal numbers, an object's Gaussians."""
+    rng = np.random.default_rng(seed)
+    sizes = {"T": frames, "N": count}
+    tensors = {"images": "dit_cond", "static": "dit_cond", "positions": "dit_step", "x": "dit_step"}
+    shapes = {name: bundle.stage(stage).input(name).shape_at(sizes) for name, stage in tensors.items()}
+    around = sphere(count).evaluate(0.0)
+    harmonics = rng.standard_normal((count, 1, 3), np.float32)
+    gaussians = query_from_gaussians(around._replace(means=around.means - around.means.mean(0), colors=harmonics))
+    chosen = rng.permutation(count)
+    return {
+        "images": rng.standard_normal(shapes["images"], np.float32),
+        "static": gaussians[chosen[: shapes["static"][0]]],
+        "positions": gaussians[chosen[: shapes["positions"][0]], :3],
+        "noise": rng.standard_normal(shapes["x"], np.float32),
+        "gaussians": gaussians,
+    }
+
+
+def field_plan() -> list[Step]:
+    """The sampler's steps in it."""
+    schedule = CosineSchedule()
+    return multistep_plan(schedule, log_snr_uniform(schedule, FIELD_EVALUATIONS))
 
 
 def sphere(count: int = 200_000) -> Scene4D:
