@@ -209,8 +209,8 @@ def generate(
     Of a photograph: its middle is cropped to the aspect of --size. The focal length is taken from
     --intrinsics, --fov or EXIF; without any of them 60 degrees across are assumed, and said.
 
-    Of a video (bundles of gvf_diffusion): Gaussians of its subject (--canonical) move as the subject does, or as a
-    mesh does (--mesh).
+    Of a video (bundles of gvf_diffusion): Gaussians of its subject move as the subject does, or as a mesh does
+    (--mesh). They are given (--canonical), or made of the first frame by bundles that can.
     """
     _check_targets(output, depth_video)
     if render_engine:

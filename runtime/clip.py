@@ -27,6 +27,9 @@ Video = Union[PathLike, NDArray[Any]]
 SHARE = 380 / 512 / 1.2
 """Of the square's side that the subject takes: officially, 1.2 times the subject becomes 380 pixels of 512."""
 
+CLOSE_SHARE = 1 / 1.2
+"""The same of a close-up, which TRELLIS makes Gaussians of."""
+
 MAX_FRAMES = 1000
 """Frames of a clip. Each costs a scene 14 numbers per Gaussian: 4 GB in all for the largest assets."""
 
@@ -50,11 +53,13 @@ class Clip(NamedTuple):
     Attributes:
         pictures: [T,S,S,3] uint8 RGB.
         mask: [S,S] uint8, where the subject is in the first frame, 255 at its inside.
+        first: [H,W,4] uint8 RGBA, the first frame as it was, opaque where the subject is.
         fps: frames per second.
     """
 
     pictures: Pixels
     mask: Pixels
+    first: Pixels
     fps: float
 
 
@@ -89,23 +94,23 @@ def read_clip(
         fps = fps if opened.fps is None else opened.fps
         count = MAX_FRAMES + 1 if seconds is None else max(1, round(seconds * fps))
         square = Square(0.0, 0.0, 0.0)
-        first = np.zeros((0, 0), np.uint8)
+        first_mask = first = np.zeros((0, 0), np.uint8)
         for rgb, alpha in _cut_out(itertools.islice(opened.frames, count), masks):
             if not pictures:
                 square = subject_square(alpha)
             picture, mask = on_white(rgb, alpha, square, size)
             _check_seen(mask, len(pictures), fps)
             if not pictures:
-                first = mask
+                first_mask, first = mask, np.dstack([rgb, alpha])
             pictures.append(picture)
             _check_count(len(pictures))
     if not pictures:
         raise InvalidVideo("The video has no frames.", hint="Check it in a player.")
-    return Clip(np.stack(pictures), first, fps)
+    return Clip(np.stack(pictures), first_mask, first, fps)
 
 
-def subject_square(alpha: Pixels) -> Square:
-    """The square around what is opaque in alpha [H,W], `SHARE` of whose side it takes.
+def subject_square(alpha: Pixels, share: float = SHARE) -> Square:
+    """The square around what is opaque in alpha [H,W], and takes that share of its side.
 
     Raises:
         NoSubject: hardly a pixel is opaque.
@@ -119,21 +124,32 @@ def subject_square(alpha: Pixels) -> Square:
         )
     rows, columns = np.flatnonzero(opaque.any(axis=1)), np.flatnonzero(opaque.any(axis=0))
     left, right, top, bottom = columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
-    side = max(right - left, bottom - top) / SHARE
+    side = max(right - left, bottom - top) / share
     return Square(0.5 * (left + right - side), 0.5 * (top + bottom - side), float(side))
 
 
 def on_white(rgb: Pixels, alpha: Pixels, square: Square, size: int) -> tuple[Pixels, Pixels]:
     """The square of a picture [H,W,3] with alpha [H,W], on white, and of its alpha: [size,size,3] and [size,size]."""
+    return _on_plain(255, rgb, alpha, square, size)
+
+
+def close_up(first: Pixels, size: int) -> Pixels:
+    """A clip's first frame [H,W,4] as a picture [size,size,3] that its subject nearly fills, on black."""
+    rgb, alpha = first[..., :3], first[..., 3]
+    return _on_plain(0, rgb, alpha, subject_square(alpha, CLOSE_SHARE), size)[0]
+
+
+def _on_plain(background: int, rgb: Pixels, alpha: Pixels, square: Square, size: int) -> tuple[Pixels, Pixels]:
     left, top = math.floor(square.left), math.floor(square.top)
     right, bottom = math.ceil(square.left + square.side), math.ceil(square.top + square.side)
-    colours = np.full((bottom - top, right - left, 3), 255, np.uint8)
+    colours = np.full((bottom - top, right - left, 3), background, np.uint8)
     mask = np.zeros(colours.shape[:2], np.uint8)
     height, width = alpha.shape
     inside = slice(max(top, 0), max(min(bottom, height), 0)), slice(max(left, 0), max(min(right, width), 0))
     place = tuple(slice(part.start - start, part.stop - start) for part, start in zip(inside, (top, left)))
     opacity = alpha[inside].astype(np.float32)[..., None] / np.float32(255.0)
-    colours[place] = np.rint(255.0 + opacity * (rgb[inside].astype(np.float32) - 255.0)).astype(np.uint8)
+    difference = rgb[inside].astype(np.float32) - np.float32(background)
+    colours[place] = np.rint(np.float32(background) + opacity * difference).astype(np.uint8)
     mask[place] = alpha[inside]
     x, y = square.left - left, square.top - top
     box = (x, y, x + square.side, y + square.side)

@@ -86,6 +86,14 @@ class StageNotInBundle(Edge4DError):
     """The bundle has no network for a part of the work that was asked for."""
 
 
+class NothingGenerated(Edge4DError):
+    """Networks see no object in a picture, or hardly one."""
+
+
+class CapacityExceeded(Edge4DError):
+    """What networks found in a picture is more than the bundle's engines have room for."""
+
+
 class BackendUnavailable(Edge4DError):
     """A backend, or a package or library that it needs, is not on this machine."""
 

@@ -1,7 +1,7 @@
 """GVFDiffusion: from a video of a subject, and Gaussians of it, to a scene in which they move as the subject does.
 
 video  → frames, cut out → image (or dino) → features
-asset  → canonical Gaussians, turned to where the first frame sees them from
+asset, or first frame (`gvf_canonical`) → canonical Gaussians, turned to where the first frame sees them from
 both   → dit_cond, then dit_step again and again → latents of every frame
 latents, Gaussians → vae_latent, vae_query, vae_attend → changes of every Gaussian in every frame
        → Scene4D
@@ -36,7 +36,7 @@ from edge4d.runtime.canonical import (
     up_rotation,
     with_unit_quats,
 )
-from edge4d.runtime.clip import Clip, Video, read_clip
+from edge4d.runtime.clip import Clip, Video, close_up, read_clip
 from edge4d.runtime.errors import InvalidRequest, InvalidScene, SamplingDiverged, StageNotInBundle
 from edge4d.runtime.gaussians import Float32Array, Gaussians
 from edge4d.runtime.mesh import read_moving_mesh, sample_surface, surface_gaussians, values_at
@@ -51,6 +51,7 @@ from edge4d.runtime.samplers import (
     sample_multistep,
 )
 from edge4d.runtime.scene import Scene4D
+from edge4d.runtime.systems.gvf_canonical import check_generates, gaussians_of_picture
 from edge4d.runtime.systems.pipeline import Pipeline, Tensors
 from edge4d.runtime.timings import Timings
 from edge4d.runtime.variation_field import ACTIVATION, CHANNELS, motion_from_changes, query_from_gaussians
@@ -107,7 +108,7 @@ class GvfDiffusion(Pipeline):
         size: Optional[tuple[int, int]] = None,
         background: tuple[float, float, float] = (1.0, 1.0, 1.0),
     ) -> Scene4D:
-        """The Gaussians of an asset, moving as the subject of a video does.
+        """The Gaussians of an asset, or of what the first frame shows, moving as the subject of a video does.
 
         The scene is in the object's frame (`edge4d.runtime.object_views`), turned so that what sees the video's first
         frame, its camera, is at azimuth 0. t = 0 is that frame. Lengths are known up to a factor.
@@ -115,13 +116,14 @@ class GvfDiffusion(Pipeline):
         Args:
             video, masks, seconds: see `edge4d.runtime.clip.read_clip`.
             canonical: the subject as the first frame shows it, from all sides: a .ply, or a scene at t = 0. What
-                depends on the direction in its colours is left out; see `Placement` for its size.
+                depends on the direction in its colours is left out; see `Placement` for its size. Without it, networks
+                make one of that frame.
             up: the axis that points up in it: "z", "y", or "-y".
             azimuth: degrees, where the first frame sees it from; found by comparing pictures without it.
             anchors: how many Gaussians' changes are decoded, to be interpolated for the others; all without it.
             steps: of the sampler, evenly far apart in log SNR; without it, it chooses them by their errors, which the
                 host must look at after each. With it, TensorRT runs from features to changes on the GPU alone.
-            seed: which of the plausible motions.
+            seed: which of the plausible motions, and shapes where they are generated.
             source_fps: frames per second of a folder or an array; the bundle's default without it.
             size: (width, height) of the scene's camera; the bundle's default without it.
             background: RGB in 0..1 behind the scene.
@@ -131,19 +133,24 @@ class GvfDiffusion(Pipeline):
             InvalidPly, InvalidScene: the asset cannot be used.
             InvalidRequest: another argument cannot be used.
             StageNotInBundle: the bundle lacks a network for this.
+            NothingGenerated, CapacityExceeded: the first frame shows too little, or too much, to generate.
             SamplingDiverged, EngineFailed: a network could not be run.
         """
         self.timings = Timings()
         sampling = _sampling(seed, steps)
         _check_anchors(anchors)
         camera = self._camera(size)
+        if canonical is None:
+            check_generates(self.bundle)
         with self.timings.stage("read") as stage:
-            asset = self._canonical(canonical, up)
+            asset = None if canonical is None else self._asset(canonical, up)
             pixels = int(self.bundle.stage(self._features()).input("pictures").shape[2])
             clip = read_clip(video, pixels, masks=masks, seconds=seconds, fps=self._fps(source_fps))
-            gaussians = Placement(asset.means).gaussians(asset)
-            stage.record({"pictures": clip.pictures, "means": gaussians.means})
-        gaussians = self._aligned(gaussians, clip, azimuth)
+            stage.record({"pictures": clip.pictures})
+        if asset is None:
+            picture = _network_pictures(close_up(clip.first, pixels)[None])
+            asset = gaussians_of_picture(self.bundle, self._run, picture, sampling.random, self._static_points)
+        gaussians = self._aligned(Placement(asset.means).gaussians(asset), clip, azimuth)
         raw = raw_from_gaussians(gaussians)
         changes = self._followed(clip.pictures, raw, sampling, anchors)
         return self._scene(raw, changes, clip.fps, camera, background)
@@ -179,7 +186,7 @@ class GvfDiffusion(Pipeline):
         camera, fps = self._camera(size), self._fps(source_fps)
         with self.timings.stage("read") as stage:
             moving = read_moving_mesh(mesh, up=up, fps=fps)
-            asset = surface_gaussians(moving) if canonical is None else self._canonical(canonical, up)
+            asset = surface_gaussians(moving) if canonical is None else self._asset(canonical, up)
             place = Placement(asset.means)
             gaussians, vertices = place.gaussians(asset), place.points(moving.vertices)
             stage.record({"vertices": vertices, "means": gaussians.means})
@@ -214,14 +221,8 @@ class GvfDiffusion(Pipeline):
 
     # --- the chain ----------------------------------------------------------------------------------------------------
 
-    def _canonical(self, asset: Union[PathLike, Scene4D, None], up: str) -> Gaussians:
-        """Activated Gaussians, z up."""
-        if asset is None:
-            raise StageNotInBundle(
-                f"The bundle '{self.bundle.name}' cannot make Gaussians of a picture.",
-                note=f"Its stages are {', '.join(self.bundle.stages)}.",
-                hint="Give Gaussians of the video's first frame: --canonical FILE.ply.",
-            )
+    def _asset(self, asset: Union[PathLike, Scene4D], up: str) -> Gaussians:
+        """A user's Gaussians, activated, z up."""
         scene = asset if isinstance(asset, Scene4D) else read_ply(Path(asset))
         if len(scene) < self._static_points:
             raise InvalidScene(

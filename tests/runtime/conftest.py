@@ -17,3 +17,20 @@ def random_gvf_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from gvf_bundle import write_bundle
 
     return write_bundle(tmp_path_factory.mktemp("bundles") / "random.e4d")
+
+
+@pytest.fixture(scope="session")
+def tiny_gvf_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a canonical generator; by `edge4d export`."""
+    pytest.importorskip("torch")
+    from gvf_bundle import write_tiny_checkpoint
+
+    from edge4d.runtime import cli
+
+    folder = tmp_path_factory.mktemp("bundles")
+    checkpoint = write_tiny_checkpoint(folder / "tiny.safetensors")
+    options = ["--config", "tiny", "--checkpoint", str(checkpoint), "-o", str(folder / "tiny.e4d")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["export", "gvf-diffusion", *options])
+    assert not stop.value.code
+    return folder / "tiny.e4d"

@@ -74,6 +74,28 @@ def write_bundle(folder: Path) -> Path:
     return folder
 
 
+def write_tiny_checkpoint(path: Path) -> Path:
+    """Random weights of the configuration `tiny`, whose canonical generator makes an object that can be seen."""
+    import torch
+    from torch import nn
+
+    from edge4d.export.checkpoints import save_checkpoint
+    from edge4d.export.models.gvf_diffusion import build
+
+    torch.manual_seed(0)
+    model = build("tiny")
+    for parameter in model.parameters():
+        if not parameter.abs().max():
+            nn.init.normal_(parameter, std=0.05)
+    generator = model.canonical
+    generator.structure_decoder.out_layer[-1].bias.data -= 0.5  # most voxels are empty
+    # Offsets, colours, scales, rotations, opacities of two Gaussians: as large as half a voxel, and opaque.
+    generator.gaussian_decoder.out_layer.bias.data = torch.tensor([0.0] * 12 + [2.2] * 6 + [0.0] * 8 + [5.0] * 2)
+    model.vae.to_outputs.weight.data *= 0.2
+    save_checkpoint(model, path)
+    return path
+
+
 def asset() -> Gaussians:
     """Activated Gaussians of a body with a red head at +x and a blue flag on top, so that no two sides look alike."""
     rng = np.random.default_rng(0)

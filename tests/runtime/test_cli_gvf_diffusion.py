@@ -33,9 +33,9 @@ def files(tmp_path_factory):
 
 @pytest.fixture
 def run(capsys, random_gvf_bundle):
-    def run(*arguments: object) -> tuple[int, str, str]:
+    def run(*arguments: object, bundle: object = random_gvf_bundle) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as stop:
-            cli.main(["generate", *map(str, arguments), "--bundle", str(random_gvf_bundle)])
+            cli.main(["generate", *map(str, arguments), "--bundle", str(bundle)])
         captured = capsys.readouterr()
         return int(stop.value.code or 0), captured.out, captured.err
 
@@ -63,6 +63,20 @@ def test_from_mesh_to_video(run, files, tmp_path):
     assert code == 0, err
     assert (tmp_path / "out.mp4").stat().st_size > 500
     assert "encode" in err
+
+
+def test_from_video_alone_to_video(run, files, tiny_gvf_bundle, tmp_path):
+    code, out, err = run(
+        *(files / "video", "--masks", files / "masks", "--save-scene", tmp_path / "scene.safetensors"),
+        *("--steps", 2, "--size", "64x64", "-o", tmp_path / "frames"),
+        bundle=tiny_gvf_bundle,
+    )
+    assert code == 0, err
+    assert out.split() == [str(tmp_path / "frames"), str(tmp_path / "scene.safetensors")]
+    assert len(edge4d.Scene4D.load(tmp_path / "scene.safetensors")) > 256
+    assert len(list((tmp_path / "frames").iterdir())) == 5
+    for word in ("dino", "ss_flow", "ss_dec", "slat_flow", "gs_dec", "dit_cond", "azimuth"):
+        assert word in err
 
 
 @pytest.mark.parametrize(

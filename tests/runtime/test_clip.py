@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge4d.runtime import clip as clips
-from edge4d.runtime.clip import SHARE, Square, on_white, read_clip
+from edge4d.runtime.clip import SHARE, Square, close_up, on_white, read_clip
 from edge4d.runtime.errors import InvalidRequest, InvalidVideo, NoSubject
 
 RED, GREY = (200, 30, 30), (90, 100, 110)
@@ -47,6 +49,29 @@ def test_the_subject_takes_its_share_of_the_middle():
 def test_pictures_are_as_officially():
     """1.2 times the subject's longer side becomes 380 pixels in the middle of 512."""
     assert pytest.approx(380 / (1.2 * 512)) == SHARE
+
+
+@settings(deadline=None)
+@given(st.integers(16, 60), st.integers(16, 40), st.integers(-8, 44), st.integers(-8, 24))
+def test_close_ups_show_the_first_frame_on_black(width, height, left, top):
+    """Officially a square of 1.2 times the subject's longer side, which may reach out of the picture."""
+    box = (left, top, left + width, top + height)
+    seen = min(left + width, 60) - max(left, 0), min(top + height, 40) - max(top, 0)
+    first = read_clip(frames([box]), 16, masks=masks([box])).first
+    assert first.shape == (40, 60, 4)
+    picture = close_up(first, 120)
+    expected = [100 * side / max(seen) for side in seen]  # to a pixel at either end
+    assert extent(picture[..., 0] >= RED[0] // 2) == tuple(pytest.approx(side, abs=2) for side in expected)
+    assert tuple(picture[59, 59]) == RED
+    assert not picture[:2].any()  # a pixel of the frame may be 12 here, over which its edge is blurred
+    assert not picture[:, -2:].any()
+
+
+def test_close_ups_are_dark_where_the_subject_is_transparent():
+    first = np.full((20, 20, 4), 200, np.uint8)
+    first[..., 3] = np.where(np.arange(20) < 10, 255, 128)
+    picture = close_up(first, 24)
+    np.testing.assert_allclose(picture[12, [6, 18]], [[200] * 3, [100] * 3], atol=1)
 
 
 def test_the_square_stands_still_while_the_subject_moves():

@@ -6,6 +6,8 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from edge4d.runtime.voxels import coarse, neighbours, voxels_from_logits, windows
 
@@ -62,6 +64,26 @@ def test_windows_hold_every_voxel_once_with_those_of_its_cube(shift):
     assert found.shape == (len(cubes), max(map(len, cubes.values())))
     rows = [[voxel for voxel in row if voxel >= 0] for row in found.tolist()]
     assert rows == [cubes[cube] for cube in sorted(cubes)]
+
+
+cells = st.tuples(*[st.integers(0, RESOLUTION - 1)] * 3)
+
+
+@settings(deadline=None)
+@given(st.sets(cells, min_size=1, max_size=60), st.integers(0, 3))
+def test_tables_of_any_voxels_agree_with_each_other(voxels, shift):
+    """Neighbours are neighbours of each other, children of their parents, and each voxel is in one window."""
+    coords = np.array(sorted(voxels), np.int32)
+    near = neighbours(coords, RESOLUTION)
+    for column in range(27):
+        rows = np.flatnonzero(near[:, column] >= 0)
+        np.testing.assert_array_equal(near[near[rows, column], 26 - column], rows)
+    above = coarse(coords, RESOLUTION)
+    for parent, children in enumerate(above.children):
+        assert set(above.parents[children[children >= 0]].tolist()) == {parent}
+    table = windows(coords, 4, shift)
+    assert sorted(table[table >= 0].tolist()) == list(range(len(coords)))
+    assert all(len({tuple(cube) for cube in ((coords[row[row >= 0]] + shift) // 4).tolist()}) == 1 for row in table)
 
 
 def test_a_single_voxel_and_none():
