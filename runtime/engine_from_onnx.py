@@ -223,10 +223,9 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
         types: "float32", "float16" or another, of the graph's tensors by name.
     """
     kinds = trt.LayerType
-    # Casts say themselves what they give. Shuffles keep the type they get, and of constants, which 8.6 shapes before it
-    # knows their type, it refuses any other than that of the fused layers around.
-    decided = (kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE, kinds.SHUFFLE)
+    decided = (kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE)  # they say themselves what they give
     floats = {"float32": trt.float32, "float16": trt.float16}
+    constant = _constants(trt, network)
     wanted = None
     for index in reversed(range(network.num_layers)):
         layer = network.get_layer(index)
@@ -237,11 +236,25 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
             continue
         if layer.num_inputs and layer.get_input(0).is_shape_tensor:  # computed on the host
             continue
+        if layer.type == kinds.SHUFFLE and constant.issuperset(names):
+            continue  # 8.6 shapes constants before it types them: whatever it fuses them into decides on their type
         outputs = [i for i in range(layer.num_outputs) if layer.get_output(i).dtype in floats.values()]
         if outputs:
             layer.precision = wanted
         for i in outputs:
             layer.set_output_type(i, wanted)
+
+
+def _constants(trt: Any, network: Any) -> set[str]:
+    """Tensors that are the same whatever the network is given, but for their shapes, by name."""
+    kinds = trt.LayerType
+    shaped = (kinds.SHUFFLE, kinds.SLICE)  # what else these take is a shape
+    found: set[str] = set()
+    for layer in map(network.get_layer, range(network.num_layers)):
+        inputs = [layer.get_input(i) for i in range(1 if layer.type in shaped else layer.num_inputs)]
+        if layer.type == kinds.CONSTANT or (inputs and all(tensor and tensor.name in found for tensor in inputs)):
+            found.update(layer.get_output(i).name for i in range(layer.num_outputs))
+    return found
 
 
 def graph_types(onnx_path: Path) -> dict[str, str]:

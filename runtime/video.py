@@ -9,7 +9,9 @@ import os
 import re
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -26,6 +28,7 @@ AddFrame = Callable[[NDArray[np.uint8]], None]  # pixels [H,W,3], RGB
 AddDepth = Callable[[NDArray[np.float32], NDArray[np.float32]], None]  # depth [H,W] metres, alpha [H,W]
 
 _FRAME_NAME = re.compile(r"\d{4,}\.png")
+_FRAMES_WAITING = 64  # to be compressed, at most
 _BT709, _LIMITED_RANGE = 1, 1  # ISO/IEC 23091-2
 
 # Colours of depth from far to near: night blue, blue, teal, green, lime, orange, warm white.
@@ -142,21 +145,26 @@ def _mp4(path: Path, size: tuple[int, int], fps: float, av: Any) -> Iterator[Add
 
 @contextmanager
 def _png_folder(path: Path) -> Iterator[AddFrame]:
-    """A folder of 0000.png, 0001.png, …"""
+    """A folder of 0000.png, 0001.png, … Each takes far longer to compress than to draw: all cores do it."""
     from PIL import Image
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as partial:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as partial, ThreadPoolExecutor() as pool:
         folder = Path(partial, path.name)
         folder.mkdir()  # its permissions are ordinary; those of a temporary folder are private
-        count = 0
+        count, waiting = 0, deque[Future[None]]()
 
         def add(pixels: NDArray[np.uint8]) -> None:
             nonlocal count
-            Image.fromarray(np.ascontiguousarray(pixels)).save(folder / f"{count:04d}.png")
+            if len(waiting) == _FRAMES_WAITING:
+                waiting.popleft().result()
+            picture = Image.fromarray(np.ascontiguousarray(pixels))
+            waiting.append(pool.submit(picture.save, folder / f"{count:04d}.png"))
             count += 1
 
         yield add
+        while waiting:
+            waiting.popleft().result()
         if path.exists():
             shutil.rmtree(path)
         os.replace(folder, path)

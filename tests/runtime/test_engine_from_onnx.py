@@ -40,7 +40,14 @@ def fake(network_flags: str, builder_flags: str) -> Any:
         MemoryPoolType=SimpleNamespace(WORKSPACE="workspace"),
         HardwareCompatibilityLevel=SimpleNamespace(AMPERE_PLUS="ampere+"),
         TacticSource=TacticSource,
-        LayerType=SimpleNamespace(CAST="cast", QUANTIZE="quantize", DEQUANTIZE="dequantize", SHUFFLE="shuffle"),
+        LayerType=SimpleNamespace(
+            CAST="cast",
+            QUANTIZE="quantize",
+            DEQUANTIZE="dequantize",
+            CONSTANT="constant",
+            SHUFFLE="shuffle",
+            SLICE="slice",
+        ),
         float32="float32",
         float16="float16",
     )
@@ -103,14 +110,15 @@ def test_options(tmp_path):
 class Layer:
     """A layer of a network with tensors of these names and, as 8.6 sees them, types: what is set of it is kept."""
 
-    def __init__(self, kind: str, **outputs: str) -> None:
-        self.type, self.num_inputs = kind, 1
-        self.of_shapes = kind == "range"
+    def __init__(self, kind: str, inputs: str = "x", **outputs: str) -> None:
+        self.type, self.of_shapes = kind, kind == "range"
+        self.inputs = [SimpleNamespace(name=name, is_shape_tensor=self.of_shapes) for name in inputs.split()]
         self.outputs = [SimpleNamespace(name=name, dtype=dtype) for name, dtype in outputs.items()]
-        self.num_outputs, self.precision, self.output_types = len(outputs), None, {}
+        self.num_inputs, self.num_outputs = len(self.inputs), len(outputs)
+        self.precision, self.output_types = None, {}
 
     def get_input(self, i: int) -> Any:
-        return SimpleNamespace(is_shape_tensor=self.of_shapes)
+        return self.inputs[i]
 
     def get_output(self, i: int) -> Any:
         return self.outputs[i]
@@ -119,40 +127,54 @@ class Layer:
         self.output_types[i] = dtype
 
 
-def test_layers_keep_the_types_of_the_graph():
+FLOAT, HALF = "float32", "float16"
+
+
+@pytest.mark.parametrize(
+    ("layer", "precision"),
+    [
+        (Layer("norm", "x", norm=FLOAT), FLOAT),
+        (Layer("cast", cast=HALF), None),
+        (Layer("conv", conv=FLOAT), HALF),  # 8.6 does not see halves before it builds
+        (Layer("topk", best=FLOAT, places="int32"), HALF),
+        (Layer("shape", shape="int32"), None),
+        (Layer("range", range=FLOAT), None),
+        (Layer("dequantize", rounded=FLOAT), None),
+        (Layer("conv", sum=FLOAT), None),
+        (Layer("shuffle", moved=FLOAT), FLOAT),
+        (Layer("sink"), None),
+    ],
+)
+def test_layers_keep_the_types_of_the_graph(layer, precision):
+    types = {"norm": FLOAT, "cast": HALF, "conv": HALF, "best": HALF, "places": "int64", "range": FLOAT}
+    types |= {"rounded": FLOAT, "sum": "int8", "moved": FLOAT}
+    keep_types([layer], types)
+    assert layer.precision == precision
+    assert layer.output_types == ({} if precision is None else {0: precision})
+
+
+def test_what_the_parser_adds_keeps_the_type_of_its_node():
+    layers = [Layer("constant", "", scale=FLOAT), Layer("norm", "x scale", norm=FLOAT)]
+    layers += [Layer("constant", "", weights=HALF), Layer("conv", "norm weights", conv=FLOAT)]
+    keep_types(layers, {"norm": FLOAT, "conv": HALF})
+    assert [layer.precision for layer in layers] == [FLOAT, FLOAT, HALF, HALF]
+
+
+def test_shaped_constants_take_the_type_that_is_asked_of_them():
     layers = [
-        Layer("constant", scale="float32"),  # of the parser's, for "norm"
-        Layer("shuffle", shaped="float32"),  # likewise
-        Layer("norm", norm="float32"),
-        Layer("cast", cast="float16"),
-        Layer("constant", weights="float16"),
-        Layer("conv", conv="float32"),
-        Layer("topk", best="float32", places="int32"),
-        Layer("shape", shape="int32"),
-        Layer("range", range="float32"),
-        Layer("dequantize", rounded="float32"),
-        Layer("conv", sum="float32"),
-        Layer("sink"),
+        Layer("constant", "", one=FLOAT),
+        Layer("slice", "one size", ones=FLOAT),  # Expand, to a size that depends on the input's
+        Layer("shuffle", "ones order", shaped=FLOAT),
+        Layer("shuffle", "x order", image=FLOAT),
+        Layer("sum", "image shaped", sum=FLOAT),
     ]
-    types = {
-        "norm": "float32",
-        "cast": "float16",
-        "conv": "float16",
-        "best": "float16",
-        "places": "int64",
-        "range": "float32",
-        "rounded": "float32",
-        "sum": "int8",
-    }
+    keep_types(layers, {"ones": FLOAT, "shaped": FLOAT, "image": FLOAT, "sum": FLOAT})
+    assert [layer.precision for layer in layers] == [FLOAT, FLOAT, None, FLOAT, FLOAT]
+
+
+def keep_types(layers: list[Layer], types: dict[str, str]) -> None:
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     builder.keep_types(TENSORRT_8_6, network, types)
-    assert [layer.precision for layer in layers] == [
-        *("float32", None, "float32", None, "float16", "float16", "float16", None, None, None, None, None)
-    ]
-    assert [layer.output_types for layer in layers] == [
-        *({0: "float32"}, {}, {0: "float32"}, {}, {0: "float16"}, {0: "float16"}, {0: "float16"}),
-        *({}, {}, {}, {}, {}),
-    ]
 
 
 def test_types_of_a_graph():

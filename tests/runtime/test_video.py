@@ -53,6 +53,15 @@ def test_mp4_keeps_colours(tmp_path):
         np.testing.assert_allclose(frame[:8].mean((0, 1)), (200, 120, 40), atol=6)
 
 
+def test_many_png_frames_are_in_order(tmp_path):
+    frames = [np.full((4, 6, 3), value, np.uint8) for value in range(150)]  # more than may wait
+    with frame_writer(tmp_path / "frames", (6, 4), 12) as add:
+        for frame in frames:
+            add(frame)
+    for index, frame in enumerate(frames):
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "frames" / f"{index:04d}.png")), frame)
+
+
 def test_png_frames(tmp_path):
     for count in (3, 2):  # the second run replaces the first one, frame 0002 included
         with frame_writer(tmp_path / "frames", SIZE, 12) as add:
