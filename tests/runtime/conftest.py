@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,11 +13,15 @@ sys.path.append(str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def random_gvf_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """See gvf_bundle.py; exported once."""
+    """See gvf_bundle.py; exported once. Where $EDGE4D_TEST_BUNDLES is set, it lasts, for an interpreter without torch."""
+    kept = os.environ.get("EDGE4D_TEST_BUNDLES")
+    bundle = Path(kept or tmp_path_factory.mktemp("bundles")) / "random.e4d"
+    if bundle.is_dir():
+        return bundle
     pytest.importorskip("torch")
     from gvf_bundle import write_bundle
 
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "random.e4d")
+    return write_bundle(bundle)
 
 
 @pytest.fixture(scope="session")
