@@ -13,7 +13,7 @@ sys.path.append(str(Path(__file__).parent))
 
 @pytest.fixture(scope="session")
 def random_gvf_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """See gvf_bundle.py; exported once. Where $EDGE4D_TEST_BUNDLES is set, it lasts, for an interpreter without torch."""
+    """See gvf_bundle.py; exported once. In the folder $EDGE4D_TEST_BUNDLES it lasts, for whoever has no torch."""
     kept = os.environ.get("EDGE4D_TEST_BUNDLES")
     bundle = Path(kept or tmp_path_factory.mktemp("bundles")) / "random.e4d"
     if bundle.is_dir():
