@@ -57,6 +57,7 @@ from edge4d.runtime.variation_field import ACTIVATION, DELTA
 CLIP_SECONDS = 2.0  # 24 frames at 12 frames per second
 TIMES = 12  # of an animal in a step, the canonical one included: the network does not care how many there are
 VAE_SHARE = 0.25  # of the steps
+LEVELS = 4  # of noise, at which the transformer sees a clip in a step: drawing and seeing it costs more than they do
 GAUSSIANS = 4096  # of an animal, of which QUERIES are decoded in a step
 QUERIES = 512
 _SMALLEST_DEVIATION = 0.05  # some channels hardly vary here, and will in the assets of users
@@ -293,11 +294,11 @@ class NoiseLevels:
 
 
 def dit_losses(model: Animals, clips: Clips, levels: NoiseLevels) -> dict[str, Tensor]:
-    """The mean squared error of v = α noise − σ x₀, at one noise level for each animal."""
+    """The mean squared error of v = α noise − σ x₀, at noise levels spread evenly over each animal's clip."""
     B, T = clips.changes.shape[:2]
     with torch.no_grad():
-        data = model.latents(drawn_latents(*encode(model, clips))).unflatten(0, (B, T))
-    level = torch.randint(len(levels.time), (B,), device=data.device)
+        data = model.latents(drawn_latents(*encode(model, clips))).unflatten(0, (B, T)).repeat(LEVELS, 1, 1, 1)
+    level = evenly(len(levels.time), B).to(data.device)
     alpha, sigma = (table[level][:, None, None, None] for table in (levels.alpha, levels.sigma))
     noise = torch.randn_like(data)
     with torch.autocast(data.device.type, torch.bfloat16, enabled=data.is_cuda):
@@ -305,12 +306,20 @@ def dit_losses(model: Animals, clips: Clips, levels: NoiseLevels) -> dict[str, T
     return {"v": functional.mse_loss(v.float(), alpha * noise - sigma * data)}
 
 
+def evenly(count: int, animals: int) -> Tensor:
+    """Indices [LEVELS·animals] of noise levels, for each animal one in each of LEVELS equal parts of `count`."""
+    part = torch.arange(LEVELS)[:, None]
+    within = torch.rand(LEVELS, animals)
+    return ((part + within) * (count / LEVELS)).long().clamp_max(count - 1).flatten()
+
+
 def velocity(model: Animals, x: Tensor, t: Tensor, clips: Clips) -> Tensor:
-    """v of noisy latents [B,T,L,C] at times [B]."""
-    config = model.config
+    """v of noisy latents [R·B,T,L,C] at times [R·B], of B clips R times one after the other."""
+    config, times = model.config, len(x) // len(clips.gaussians)
     images = model.image(clips.pictures.flatten(0, 1))
     static = model.static(clips.gaussians[:, : config.static_points])
     anchors = positions_standardised(model.static, clips.gaussians[:, : config.latents, :3])
+    images, static, anchors = (tensor.repeat(times, 1, 1) for tensor in (images, static, anchors))
     return model.dit.velocity(x, t, anchors, model.dit.keys_values(images, static))
 
 

@@ -226,7 +226,29 @@ def test_true_latents_cost_nothing_to_a_network_that_knows_them(clips, monkeypat
     monkeypatch.setattr(training, "velocity", perfect)
     monkeypatch.setattr(training, "drawn_latents", lambda mean, log_variance: torch.zeros_like(mean))
     assert training.dit_losses(model, clips, levels)["v"] < 1e-10
-    assert seen["t"].shape == (5,)
+    assert seen["t"].shape == (5 * training.LEVELS,)
+
+
+@pytest.mark.parametrize("count", [training.LEVELS, 10, 1000])
+def test_noise_levels_are_spread_over_each_clip(count):
+    levels = training.evenly(count, 7).reshape(training.LEVELS, 7)
+    assert (levels >= 0).all()
+    assert (levels < count).all()
+    edges = count / training.LEVELS * torch.arange(training.LEVELS)[:, None]
+    assert (levels >= edges.floor()).all()
+    assert (levels < edges + count / training.LEVELS).all()
+
+
+@torch.no_grad()
+def test_clips_that_are_repeated_are_seen_alike(clips):
+    model = tiny().eval()
+    B, T = clips.changes.shape[:2]
+    x = torch.randn(2 * B, T, model.config.latents, model.config.dit.latent_channels)
+    t = 1000 * torch.rand(2 * B)
+    found = training.velocity(model, x, t, clips)
+    alone = [training.velocity(model, part, at, clips) for part, at in zip(x.split(B), t.split(B))]
+    # The same sums, in batches of another size.
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
