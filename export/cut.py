@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from edge4d.export.graphs import inner_types, is_large, like
 from edge4d.kernels.ops import DOMAIN, OPERATORS, PLUGIN_ATTRIBUTES
 from edge4d.runtime.bundle import Graph, OperatorStep, SessionStep, Step
 from edge4d.runtime.errors import ExportFailed
 
-_SHARED_BYTES = 1024  # smaller tensors stay in the graph, where shape inference reads them
 _ALIGNMENT = 64
+_FILE_BYTES = 1 << 30  # of weights that may stay in a graph's own file; protobuf ends at 2 GiB
 
 
 class Part(NamedTuple):
@@ -37,7 +37,8 @@ def cut(model: ModelProto) -> list[Part]:
     Raises:
         ExportFailed: a node of our domain is not an operator that edge4d has.
     """
-    model = onnx.shape_inference.infer_shapes(_with_constants_as_values(model))
+    model = _with_constants_as_values(model)
+    types = {value.name: value for value in (*inner_types(model), *model.graph.input, *model.graph.output)}
     levels = _levels(model.graph)
     casts = _weight_casts(model.graph)
     parts: list[Part] = []
@@ -46,26 +47,22 @@ def cut(model: ModelProto) -> list[Part]:
         plain = [node for node in nodes if node.domain != DOMAIN and node.output[0] not in casts]
         if plain:
             read = _ordered(name for node in plain for name in node.input if name in casts)
-            parts.append(Part(_submodel(model, [*(casts[name] for name in read), *plain]), None))
+            parts.append(Part(_submodel(model, types, [*(casts[name] for name in read), *plain]), None))
         parts.extend(Part(None, node) for node in nodes if node.domain == DOMAIN)
     return parts
 
 
 def _with_constants_as_values(model: ModelProto) -> ModelProto:
     """A copy in which our operators read no initialiser: a session makes every value that they are called with."""
-    result = ModelProto()
-    result.CopyFrom(model)
-    constants = {tensor.name for tensor in model.graph.initializer} | set(_weight_casts(model.graph))
-    ours = [node for node in result.graph.node if node.domain == DOMAIN]
-    read = _ordered(name for node in ours for name in node.input if name in constants)
-    for node in ours:
-        node.input[:] = [f"{name}.value" if name in constants else name for name in node.input]
+    casts = _weight_casts(model.graph)
+    constants = {tensor.name for tensor in model.graph.initializer} | set(casts)
+    nodes = [node for node in model.graph.node if node.output[0] not in casts]
+    read = _ordered(name for node in nodes if node.domain == DOMAIN for name in node.input if name in constants)
     copies = [helper.make_node("Identity", [name], [f"{name}.value"], name=f"cut/{name}") for name in read]
-    casts = _weight_casts(result.graph)
-    others = [node for node in result.graph.node if node.output[0] not in casts]
-    nodes = [*casts.values(), *copies, *others]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
+    result = like(model, node=[*casts.values(), *copies, *nodes])
+    for node in result.graph.node:
+        if node.domain == DOMAIN:
+            node.input[:] = [f"{name}.value" if name in constants else name for name in node.input]
     return result
 
 
@@ -88,7 +85,7 @@ def _levels(graph: GraphProto) -> list[int]:
     return levels
 
 
-def _submodel(model: ModelProto, nodes: list[NodeProto]) -> ModelProto:
+def _submodel(model: ModelProto, types: Mapping[str, ValueInfoProto], nodes: list[NodeProto]) -> ModelProto:
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     read = _ordered(name for node in nodes for name in node.input if name)
@@ -96,16 +93,18 @@ def _submodel(model: ModelProto, nodes: list[NodeProto]) -> ModelProto:
     inside = set(map(id, nodes))
     wanted = {name for node in graph.node if id(node) not in inside for name in node.input} - set(_weight_casts(graph))
     wanted |= {value.name for value in graph.output}
-    types = {value.name: value for value in (*graph.value_info, *graph.input, *graph.output)}
-    part = helper.make_graph(
-        nodes,
-        graph.name,
-        [_typed(types, name) for name in read if name not in constants and name not in made],
-        [_typed(types, name) for name in made if name in wanted],
-        [constants[name] for name in read if name in constants],
+    part = like(
+        model,
+        node=nodes,
+        input=[_typed(types, name) for name in read if name not in constants and name not in made],
+        output=[_typed(types, name) for name in made if name in wanted],
+        initializer=[constants[name] for name in read if name in constants],
+        value_info=[],
     )
     opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
-    return helper.make_model(part, opset_imports=opsets, ir_version=model.ir_version, producer_name=model.producer_name)
+    part.ClearField("opset_import")
+    part.opset_import.extend(opsets)
+    return part
 
 
 def keep_operator_types(graph: GraphProto) -> None:
@@ -126,7 +125,7 @@ def _ordered(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _typed(types: dict[str, ValueInfoProto], name: str) -> ValueInfoProto:
+def _typed(types: Mapping[str, ValueInfoProto], name: str) -> ValueInfoProto:
     if name not in types:
         raise ExportFailed(f"The type of value '{name}', where the graph is cut, is not known.")
     return types[name]
@@ -161,7 +160,7 @@ def write_graphs(variants: Mapping[str, ModelProto], folder: Path, stage: str) -
     """Writes `STAGE.VARIANT.onnx` per variant, and for one with operators of ours also its parts.
 
     Large float tensors that several of the files hold go to `STAGE.weights`, once, as ONNX external data; all others
-    stay inside.
+    stay inside, unless the file would be too large for protobuf.
     """
     models: dict[Path, ModelProto] = {}
     graphs = {}
@@ -194,17 +193,17 @@ def _names(model: ModelProto) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return tuple(value.name for value in model.graph.input), tuple(value.name for value in model.graph.output)
 
 
-def is_large(tensor: TensorProto) -> bool:
-    """Whether a tensor is one to share: smaller ones, and whole numbers, are read by shape inference."""
-    return tensor.data_type in (TensorProto.FLOAT, TensorProto.FLOAT16) and tensor.ByteSize() >= _SHARED_BYTES
-
-
 def _write_weights(models: Iterable[ModelProto], path: Path) -> dict[bytes, TensorProto]:
     """Writes the tensors to share; returns, by `_identity`, what stands for each in a graph beside the file."""
-    large = [tensor for model in models for tensor in model.graph.initializer if is_large(tensor)]
-    identities = [_identity(tensor) for tensor in large]
-    count = Counter(identities)
-    tensors = {key: tensor for key, tensor in zip(identities, large, strict=True) if count[key] > 1}
+    count: Counter[bytes] = Counter()
+    tensors: dict[bytes, TensorProto] = {}
+    for model in models:
+        large = [tensor for tensor in model.graph.initializer if is_large(tensor)]
+        identities = [_identity(tensor) for tensor in large]
+        crowded = sum(tensor.ByteSize() for tensor in large) > _FILE_BYTES
+        count.update([*identities, *identities] if crowded else identities)
+        tensors.update(zip(identities, large, strict=True))
+    tensors = {key: tensor for key, tensor in tensors.items() if count[key] > 1}
     shared: dict[bytes, TensorProto] = {}
     if tensors:
         with path.open("wb") as file:
@@ -237,9 +236,5 @@ def _external(tensor: TensorProto, location: str, offset: int, length: int) -> T
 def _with_external(model: ModelProto, shared: Mapping[bytes, TensorProto]) -> ModelProto:
     if not shared:
         return model
-    result = ModelProto()
-    result.CopyFrom(model)
-    for tensor in result.graph.initializer:
-        if is_large(tensor):
-            tensor.CopyFrom(shared.get(_identity(tensor), tensor))
-    return result
+    tensors = model.graph.initializer
+    return like(model, initializer=[shared.get(_identity(t), t) if is_large(t) else t for t in tensors])

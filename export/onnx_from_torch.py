@@ -21,6 +21,7 @@ from torch import Tensor
 
 from edge4d.export import custom_ops
 from edge4d.export.cut import keep_operator_types, write_graphs
+from edge4d.export.graphs import check_graph
 from edge4d.export.stage import ExportStage
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from edge4d.runtime.bundle import Stage, TensorSpec, factors
@@ -321,7 +322,7 @@ def _check(model: ModelProto, stage: ExportStage) -> None:
     if model.functions:
         raise ExportFailed(f"The graph of stage '{stage.name}' has local functions, which TensorRT 8.6 cannot read.")
     try:
-        onnx.checker.check_model(model, full_check=True)
+        check_graph(model)
     except Exception as error:  # checker and shape inference raise kinds of their own
         raise ExportFailed(f"The graph of stage '{stage.name}' is not valid ONNX.", note=str(error)[:2000]) from error
 

@@ -17,7 +17,8 @@ import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from edge4d.export.cut import is_large, keep_operator_types
+from edge4d.export.cut import keep_operator_types
+from edge4d.export.graphs import inner_types, is_large, like
 from edge4d.kernels.ops import DOMAIN, OPERATORS
 from edge4d.runtime.errors import ExportFailed
 
@@ -53,10 +54,9 @@ def fp16_from_fp32(model: ModelProto, *, fp32_scopes: Iterable[str] = ()) -> Mod
     Raises:
         ExportFailed: no node is in one of the scopes, or a value's type is unknown.
     """
-    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
     scopes = tuple(fp32_scopes)
     _check_scopes(model, scopes)
-    return _Halving(inferred, scopes).result()
+    return _Halving(model, scopes).result()
 
 
 def with_half_weights(model: ModelProto, half: ModelProto) -> ModelProto:
@@ -66,18 +66,15 @@ def with_half_weights(model: ModelProto, half: ModelProto) -> ModelProto:
     and TensorRT fold the casts when they load the graph.
     """
     halves = {tensor.name: tensor for tensor in half.graph.initializer}
-    result = ModelProto()
-    result.CopyFrom(model)
-    casts = []
-    for tensor in result.graph.initializer:
+    tensors, casts = [], []
+    for tensor in model.graph.initializer:
         name, rounded = tensor.name, halves.get(f"{tensor.name}.fp16")
         if rounded is not None and name not in halves and is_large(rounded) and _loss(tensor, rounded) <= WEIGHT_LOSS:
-            tensor.CopyFrom(rounded)
+            tensors.append(rounded)
             casts.append(helper.make_node("Cast", [rounded.name], [name], name=f"cast/{name}", to=FLOAT))
-    nodes = [*casts, *model.graph.node]
-    del result.graph.node[:]
-    result.graph.node.extend(nodes)
-    return result
+        else:
+            tensors.append(tensor)
+    return like(model, node=[*casts, *model.graph.node], initializer=tensors)
 
 
 def _loss(tensor: TensorProto, rounded: TensorProto) -> float:
@@ -92,20 +89,14 @@ def rounded_to_half(model: ModelProto) -> ModelProto:
     ONNX Runtime computes half graphs on the CPU in float32 and leaves the roundings between nodes out, so that it shows
     less of what half precision loses than a GPU does; this graph shows all of it.
     """
-    types = _types(onnx.shape_inference.infer_shapes(model, strict_mode=True))
-    result = ModelProto()
-    result.CopyFrom(model)
-    del result.graph.node[:]
-    for node in model.graph.node:
-        result.graph.node.extend(_rounding(node, types))
-    result.graph.ClearField("value_info")
-    for value in model.graph.value_info:
-        half = types[value.name] == HALF
-        result.graph.value_info.append(_retyped(value, f"{value.name}.exact", FLOAT) if half else value)
-    for tensor in result.graph.initializer:
-        if tensor.data_type == HALF:
-            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
-    return result
+    types = _types(model, inner_types(model, strict=True))
+    values = model.graph.value_info
+    return like(
+        model,
+        node=[made for node in model.graph.node for made in _rounding(node, types)],
+        value_info=[_retyped(v, f"{v.name}.exact", FLOAT) if types[v.name] == HALF else v for v in values],
+        initializer=[_single(tensor) if tensor.data_type == HALF else tensor for tensor in model.graph.initializer],
+    )
 
 
 def _rounding(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
@@ -160,7 +151,8 @@ class _Halving:
         self.scopes = scopes
         self.opset = next(opset.version for opset in model.opset_import if opset.domain == "")
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        self.types = _types(model)
+        self.values = inner_types(model, strict=True)
+        self.types = _types(model, self.values)
         self.outputs = [value.name for value in self.graph.output]
         self.nodes: list[NodeProto] = []
         self.halves: list[TensorProto] = []
@@ -227,25 +219,20 @@ class _Halving:
     def _assembled(self) -> ModelProto:
         used = {name for node in self.nodes for name in node.input} | set(self.outputs)
         constants = [tensor for tensor in (*self.graph.initializer, *self.halves) if tensor.name in used]
-        result = ModelProto()
-        result.CopyFrom(self.model)
-        for field, values in (("node", self.nodes), ("initializer", constants), ("value_info", self._made_types())):
-            result.graph.ClearField(field)
-            getattr(result.graph, field).extend(values)
+        result = like(self.model, node=self.nodes, initializer=constants, value_info=self._made_types())
         keep_operator_types(result.graph)
         return result
 
     def _made_types(self) -> list[ValueInfoProto]:
         """Of inner values, in the form in which each is made."""
-        values = (*self.graph.value_info, *self.graph.output)
-        halves = [value for value in values if self.made_as.get(value.name) == HALF]
-        others = [value for value in self.graph.value_info if self.made_as.get(value.name) != HALF]
+        halves = [value for value in (*self.values, *self.graph.output) if self.made_as.get(value.name) == HALF]
+        others = [value for value in self.values if self.made_as.get(value.name) != HALF]
         return [*others, *(_retyped(value, self.forms[value.name, HALF], HALF) for value in halves)]
 
 
-def _types(model: ModelProto) -> dict[str, int]:
+def _types(model: ModelProto, inner: Iterable[ValueInfoProto]) -> dict[str, int]:
     graph = model.graph
-    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inner, *graph.input, *graph.output)}
     types.update({tensor.name: tensor.data_type for tensor in graph.initializer})
     unknown = [name for node in graph.node for name in node.output if name and not types.get(name)]
     if unknown:
@@ -274,6 +261,10 @@ def _half_holds(tensor: TensorProto) -> bool:
         half = array.astype(np.float16)
     lost = array.size == 1 and bool((half == 0).any() and (array != 0).any())
     return not lost and bool(np.isfinite(half).all())
+
+
+def _single(tensor: TensorProto) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
 
 
 def _half(tensor: TensorProto, name: str) -> TensorProto:

@@ -114,6 +114,18 @@ def test_the_cut_graph_runs_and_shares_one_copy_of_the_weights(tmp_path: Path) -
     np.testing.assert_allclose(outputs["z"], points @ BIG, atol=2e-6)
 
 
+def test_weights_leave_a_file_that_would_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [helper.make_node("MatMul", ["points", "big"], ["y"], name="a")]
+    model = model_of(nodes, {"y": (TensorProto.FLOAT, ["N", 300])}, {})
+    monkeypatch.setattr("edge4d.export.cut._FILE_BYTES", BIG.nbytes - 1)
+    graph = write_graph(model, tmp_path)
+    assert (tmp_path / "core.weights").stat().st_size == BIG.nbytes
+    assert graph.whole.stat().st_size < BIG.nbytes
+    points = np.eye(3, dtype=np.float32)
+    with OnnxRuntimeBackend().stage_engine(stage_of(graph, TensorSpec("y", "float32", ("N", 300))), "fp32") as engine:
+        np.testing.assert_array_equal(engine.run({"points": points[[0, 1, 2, 0]]})["y"], BIG[[0, 1, 2, 0]])
+
+
 def test_the_whole_graph_keeps_our_operators_and_its_weights(tmp_path: Path) -> None:
     model = two_levels()
     graph = write_graph(model, tmp_path)

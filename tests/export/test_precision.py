@@ -41,7 +41,9 @@ def model_of(nodes: list[NodeProto], constants: dict[str, NDArray[np.generic]], 
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("edge4d", 1)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    model.graph.output[0].CopyFrom(onnx.shape_inference.infer_shapes(model).graph.output[0])
+    return model
 
 
 def half_of(model: ModelProto, *scopes: str) -> ModelProto:
