@@ -21,7 +21,7 @@ def load(
         precision: "fp32", "fp16" or "int8"; the first that the bundle lists without it.
 
     Returns:
-        An `edge4d.runtime.systems.pixel_to_4d.PixelTo4D`; other systems of bundles will have classes of their own.
+        A `PixelTo4D` or a `GvfDiffusion` of `edge4d.runtime.systems`, by the bundle's system.
 
     Raises:
         InvalidBundle: there is no such bundle, or its files are damaged.

@@ -114,7 +114,7 @@ class Profile:
     Attributes:
         bundle, backend: their names.
         about: what was measured with what: versions, machine, cores or GPU, command, date.
-        size: (width, height) at which the networks saw the photograph.
+        size: (width, height) of the scene, and of the photograph where it is made of one.
         stages: every precision of the first stage, then of the next one.
         render_ms: milliseconds of each frame drawn after the stages; none where there is nothing to draw.
         peaks: of the machine that ran the stages.

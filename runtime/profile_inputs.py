@@ -1,4 +1,4 @@
-"""What a bundle is measured on: a picture with sky, ground and things, and what the stages make of it."""
+"""What a bundle is measured on: what its stages take while it makes a scene of an input that is made up."""
 
 from __future__ import annotations
 
@@ -15,40 +15,45 @@ from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.systems import SYSTEMS, system
 
 Tensors = Mapping[str, NDArray[Any]]
-_DEPTH, _INSTANCE = 8.0, 1  # metres, and the id of the thing: for bundles that cannot see them
 
 
 class Sample(NamedTuple):
     """Inputs of a bundle's stages, by their names.
 
     Attributes:
-        size: (width, height) of the picture.
-        scene: what the bundle made of it; None where nothing here runs the bundle's system.
+        size: (width, height) of the scene's picture.
+        scene: what the bundle made; None where nothing here runs the bundle's system.
+        trajectory: the path of `edge4d.runtime.trajectories` that shows it best.
     """
 
     inputs: Mapping[str, Tensors]
     size: tuple[int, int]
     scene: Optional[Scene4D] = None
+    trajectory: str = "static"
 
 
 def sample(bundle: Bundle, backend: Backend, precision: str, size: Optional[tuple[int, int]] = None) -> Sample:
-    """Runs the bundle once on a picture of `size` and keeps what each stage took.
+    """Lets the bundle make its example, a scene of `size`, and keeps what each stage took last.
 
     A stage that did not run, or that belongs to a system that nothing here runs, gets random numbers.
 
     Raises:
         PrecisionNotInBundle: the bundle has no such variant.
-        InvalidRequest: a size that the bundle cannot see.
+        InvalidRequest: a size that the bundle cannot make.
         EngineFailed: a network could not be run.
     """
     taken: dict[str, Tensors] = {}
-    scene = None
-    if bundle.system in SYSTEMS:
-        scene = _scene(bundle, _Listening(backend, taken), precision, size)
-        size = scene.camera.width, scene.camera.height
-    size = size or (bundle.camera.width, bundle.camera.height)
-    inputs = {stage.name: taken.get(stage.name) or _random(stage, size) for stage in bundle.stages.values()}
-    return Sample(inputs, size, scene)
+    if bundle.system not in SYSTEMS:
+        size = size or (bundle.camera.width, bundle.camera.height)
+        return Sample(_inputs(bundle, taken, size), size)
+    with system(bundle.system)(bundle, _Listening(backend, taken), precision) as pipeline:
+        scene = pipeline.example_scene(size)
+    size = scene.camera.width, scene.camera.height
+    return Sample(_inputs(bundle, taken, size), size, scene, pipeline.trajectory)
+
+
+def _inputs(bundle: Bundle, taken: Mapping[str, Tensors], size: tuple[int, int]) -> dict[str, Tensors]:
+    return {stage.name: taken.get(stage.name) or _random(stage, size) for stage in bundle.stages.values()}
 
 
 class _Listening:
@@ -76,30 +81,6 @@ class _ListeningEngine:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _scene(bundle: Bundle, backend: Backend, precision: str, size: Optional[tuple[int, int]]) -> Scene4D:
-    image, instances = picture(*(size or bundle.config["size"]))
-    seen = "perceive" in bundle.stages
-    depth = None if seen else np.full(instances.shape, _DEPTH, np.float32)
-    with system(bundle.system)(bundle, backend, precision) as pipeline:
-        scene: Scene4D = pipeline.generate(image, size=size, depth=depth, instances=None if seen else instances)
-    return scene
-
-
-def picture(width: int, height: int) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
-    """A thing on the ground under the sky, [H,W,3], with detail of every size as photographs have it; and ids [H,W]."""
-    rng = np.random.default_rng(0)
-    image = np.empty((height, width, 3), np.float32)
-    image[: height // 2] = (150, 180, 220)
-    image[height // 2 :] = (110, 105, 100)
-    instances = np.zeros((height, width), np.int32)
-    thing = slice(2 * height // 5, 4 * height // 5), slice(width // 3, width // 2)
-    image[thing], instances[thing] = (190, 60, 50), _INSTANCE
-    for block in (1, 4, 16, 64):
-        noise = rng.normal(0, 8, (-(-height // block), -(-width // block), 1))
-        image += noise.repeat(block, 0).repeat(block, 1)[:height, :width]
-    return image.clip(0, 255).astype(np.uint8), instances
 
 
 def _random(stage: Stage, size: tuple[int, int]) -> Tensors:

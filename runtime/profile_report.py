@@ -52,7 +52,7 @@ def _head(profile: Profile, against: Optional[Profile]) -> str:
 def _result(profile: Profile) -> str:
     """One sentence: the chain in each precision, and frames per second."""
     times = [f"<b>{number(ms)} ms</b> in {text(precision)}" for precision, ms in chains(profile).items()]
-    parts = [f"All stages together take {page.enumerated(times)}"] if times else []
+    parts = [f"All stages, each once, take {page.enumerated(times)}"] if times else []
     if profile.render_ms and median(profile.render_ms):
         rate = 1000 / median(profile.render_ms)
         parts.append(f"{'the scene' if times else 'The scene'} then renders at <b>{number(rate)} frames per second</b>")
@@ -105,6 +105,7 @@ def _chain_row(precision: str, ms: float, totals: Mapping[str, float], longest: 
 
 def _stage_notes(profile: Profile, totals: Mapping[str, float]) -> str:
     notes = ["Wall time on the host, without per-layer profiling. The chain is the sum of the medians."]
+    notes.append("A stage that a sampler runs again and again counts once.")
     notes.append("Speed: 2.00&times; takes half the time of fp32.")
     partial = [precision for precision in precisions(profile) if precision not in totals]
     if partial:

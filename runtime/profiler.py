@@ -1,4 +1,4 @@
-"""Measures a bundle: every stage and layer on inputs like those of a photograph, then the frames of its scene."""
+"""Measures a bundle: every stage and layer on inputs of its example, then the frames of its scene."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from edge4d.runtime.errors import InvalidRequest
 from edge4d.runtime.gpu_peaks import gpu_peaks
 from edge4d.runtime.layers import LayerRun, LooksInside, Measurement, TensorType
 from edge4d.runtime.profile import Layer, Peaks, Profile, StageProfile
-from edge4d.runtime.profile_inputs import Tensors, sample
+from edge4d.runtime.profile_inputs import Sample, Tensors, sample
 from edge4d.runtime.renderer import Renderer, render
-from edge4d.runtime.scene import Scene4D
 
 Report = Callable[[int, int], None]
 
@@ -49,7 +48,7 @@ def profile_bundle(
     Args:
         backend: "auto" or a backend's name, as in `edge4d.load`.
         precisions: some of the bundle's; all of them without it.
-        size: (width, height) of the photograph; the bundle's default without it.
+        size: (width, height) of the scene, and of the photograph where it is made of one; the bundle's without it.
         runs, warm_up: of each kind, how many are measured, after how many that are not.
         frames: how many to draw, for bundles that make a scene.
         report: is told how many runs and frames are done, and how many there are in all.
@@ -79,7 +78,7 @@ def profile_bundle(
         about=_about(networks.name, draws_on_gpu(backend), command),
         size=on.size,
         stages=stages,
-        render_ms=_render_ms(on.scene, backend, frames, steps) if on.scene is not None and frames else (),
+        render_ms=_render_ms(on, backend, frames, steps),
         peaks=_peaks(networks.name),
     )
 
@@ -184,10 +183,12 @@ def _types(tensors: Mapping[str, NDArray[Any]]) -> dict[str, str]:
 # --- frames -----------------------------------------------------------------------------------------------------------
 
 
-def _render_ms(scene: Scene4D, backend: str, frames: int, steps: _Steps) -> tuple[float, ...]:
-    """Milliseconds of each frame of a drive, from the camera to the picture on the host."""
-    renderer = Renderer(scene, backend=backend)
-    path = render(scene, "drive", frames=frames, backend=backend).path
+def _render_ms(on: Sample, backend: str, frames: int, steps: _Steps) -> tuple[float, ...]:
+    """Milliseconds of each frame of the scene, if there is one, from the camera to the picture on the host."""
+    if on.scene is None or not frames:
+        return ()
+    renderer = Renderer(on.scene, backend=backend)
+    path = render(on.scene, on.trajectory, frames=frames, backend=backend).path
     renderer.render(path.cameras[0], float(path.times[0]))  # the first frame makes room for the others
     times = []
     for camera, t in zip(path.cameras, path.times):

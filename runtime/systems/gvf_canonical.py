@@ -16,6 +16,7 @@ import numpy as np
 
 from edge4d.runtime.bundle import Bundle, factors
 from edge4d.runtime.errors import CapacityExceeded, NothingGenerated, SamplingDiverged, StageNotInBundle
+from edge4d.runtime.example_inputs import shell
 from edge4d.runtime.gaussians import Float32Array, Gaussians
 from edge4d.runtime.samplers import Velocity, flow_times, sample_flow
 from edge4d.runtime.systems.pipeline import Tensors
@@ -37,9 +38,14 @@ Run = Callable[[str, Tensors], Tensors]
 """Runs a stage by its name on those of the tensors that it takes."""
 
 
+def generates(bundle: Bundle) -> bool:
+    """Whether it can make Gaussians of a picture."""
+    return not _missing(bundle)
+
+
 def check_generates(bundle: Bundle) -> None:
     """Raises StageNotInBundle for a bundle that cannot make Gaussians of a picture."""
-    missing = [name for name in STAGES if name not in bundle.stages]
+    missing = _missing(bundle)
     if missing:
         raise StageNotInBundle(
             f"The bundle '{bundle.name}' cannot make Gaussians of a picture.",
@@ -71,8 +77,25 @@ def gaussians_of_picture(
     _check_voxels(bundle, len(coords), least)
     noise = _noise(bundle, "slat_flow", random, V=len(coords))
     samples = _sampled(run, "slat_flow", noise, _tables(coords, len(logits)), condition, LATENT_GUIDANCE)
-    tables = {"windows": windows(coords, WINDOW), "shifted_windows": windows(coords, WINDOW, SHIFT)}
-    return ACTIVATION.apply(Gaussians(**run("gs_dec", {"samples": samples, "coords": coords, **tables})))
+    return ACTIVATION.apply(Gaussians(**_decoded(run, samples, coords)))
+
+
+def run_each_once(bundle: Bundle, run: Run, picture: Float32Array, random: np.random.Generator) -> None:
+    """Runs every stage on what it would take, for as many voxels as it is best at: whatever the networks see.
+
+    Args:
+        picture, random: as in `gaussians_of_picture`.
+    """
+    start = {"t": np.ones(1, np.float32), "condition": run("dino", {"pictures": picture})["condition"]}
+    latent = run("ss_flow", {"x": _noise(bundle, "ss_flow", random), **start})["v"]
+    resolution = run("ss_dec", {"latent": latent})["logits"].shape[-1]
+    coords = shell(bundle.stage("slat_flow").axes["V"].opt, resolution)
+    noise = _noise(bundle, "slat_flow", random, V=len(coords))
+    _decoded(run, run("slat_flow", {"x": noise, **_tables(coords, resolution), **start})["v"], coords)
+
+
+def _missing(bundle: Bundle) -> list[str]:
+    return [name for name in STAGES if name not in bundle.stages]
 
 
 def _noise(bundle: Bundle, stage: str, random: np.random.Generator, **sizes: int) -> Float32Array:
@@ -114,6 +137,12 @@ def _tables(coords: Int32Array, resolution: int) -> Tensors:
         "coarse_neighbours": neighbours(above.coords, resolution // 2),
         "coarse_coords": above.coords,
     }
+
+
+def _decoded(run: Run, samples: Float32Array, coords: Int32Array) -> Tensors:
+    """Raw Gaussians of voxels' latents."""
+    tables = {"windows": windows(coords, WINDOW), "shifted_windows": windows(coords, WINDOW, SHIFT)}
+    return run("gs_dec", {"samples": samples, "coords": coords, **tables})
 
 
 def _check_voxels(bundle: Bundle, count: int, least: int) -> None:

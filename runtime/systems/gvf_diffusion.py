@@ -38,6 +38,7 @@ from edge4d.runtime.canonical import (
 )
 from edge4d.runtime.clip import Clip, Video, close_up, read_clip
 from edge4d.runtime.errors import InvalidRequest, InvalidScene, SamplingDiverged, StageNotInBundle
+from edge4d.runtime.example_inputs import ball, sliding_octahedron, swinging_ball
 from edge4d.runtime.gaussians import Float32Array, Gaussians
 from edge4d.runtime.mesh import read_moving_mesh, sample_surface, surface_gaussians, values_at
 from edge4d.runtime.object_views import object_camera
@@ -51,7 +52,7 @@ from edge4d.runtime.samplers import (
     sample_multistep,
 )
 from edge4d.runtime.scene import Scene4D
-from edge4d.runtime.systems.gvf_canonical import check_generates, gaussians_of_picture
+from edge4d.runtime.systems.gvf_canonical import check_generates, gaussians_of_picture, generates, run_each_once
 from edge4d.runtime.systems.pipeline import Pipeline, Tensors
 from edge4d.runtime.timings import Timings
 from edge4d.runtime.variation_field import ACTIVATION, CHANNELS, motion_from_changes, query_from_gaussians
@@ -65,6 +66,8 @@ FEATURES = ("image", "dino")
 
 NEIGHBOURS = 8
 """Anchors that the change of a Gaussian is interpolated from."""
+
+_EXAMPLE_STEPS = 16  # of the sampler
 
 _EPS2D, _ANTIALIASED = 0.1, True  # how the Gaussians of GVFDiffusion and TRELLIS are drawn
 
@@ -144,7 +147,7 @@ class GvfDiffusion(Pipeline):
             check_generates(self.bundle)
         with self.timings.stage("read") as stage:
             asset = None if canonical is None else self._asset(canonical, up)
-            pixels = int(self.bundle.stage(self._features()).input("pictures").shape[2])
+            pixels = self._pixels()
             clip = read_clip(video, pixels, masks=masks, seconds=seconds, fps=self._fps(source_fps))
             stage.record({"pictures": clip.pictures})
         if asset is None:
@@ -195,6 +198,18 @@ class GvfDiffusion(Pipeline):
         parts = range(0, len(latents), self._frames)
         changes = [self._decoded(latents[i : i + self._frames], gaussians, anchors).astype(np.float16) for i in parts]
         return self._scene(raw_from_gaussians(gaussians), np.concatenate(changes), fps, camera, background)
+
+    def example_scene(self, size: Optional[tuple[int, int]] = None) -> Scene4D:
+        self.timings = Timings()
+        video = swinging_ball(self._frames, self._pixels())
+        together = self.bundle.stage("vae_attend").axes["N"].opt
+        asset = ball(together * -(-self._static_points // together))
+        if generates(self.bundle):
+            run_each_once(self.bundle, self._run, _network_pictures(video[:1, ..., :3]), np.random.default_rng(0))
+        if "vae_encode" in self.bundle.stages:
+            self._encoded(*sliding_octahedron(frames=2), asset)
+        canonical = Scene4D(**asset._asdict(), groups=np.zeros(len(asset.means), np.int32), camera=object_camera(64))
+        return self.generate(video, canonical=canonical, azimuth=0.0, steps=_EXAMPLE_STEPS, size=size)
 
     def _scene(
         self, raw: Gaussians, changes: Float16Array, fps: float, camera: Camera, background: tuple[float, float, float]
@@ -379,6 +394,10 @@ class GvfDiffusion(Pipeline):
                 hint="Use a bundle that was exported with one of them.",
             )
         return found[0]
+
+    def _pixels(self) -> int:
+        """Sides of the pictures that networks see."""
+        return int(self.bundle.stage(self._features()).input("pictures").shape[2])
 
     def _check_encodes(self) -> None:
         if "vae_encode" not in self.bundle.stages:

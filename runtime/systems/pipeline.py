@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Any, Optional, TypeVar
 
@@ -10,13 +11,14 @@ from numpy.typing import NDArray
 from edge4d.runtime.backends import Backend
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.engine import Engine
+from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.timings import Timings
 
 Tensors = dict[str, NDArray[Any]]
 _Self = TypeVar("_Self", bound="Pipeline")
 
 
-class Pipeline:
+class Pipeline(ABC):
     """A bundle, ready to generate. Engines are kept until `close`.
 
     Attributes:
@@ -34,6 +36,18 @@ class Pipeline:
         self.timings = Timings()
         self.camera_source = ""
         self._engines: dict[str, Engine] = {}
+
+    @abstractmethod
+    def example_scene(self, size: Optional[tuple[int, int]] = None) -> Scene4D:
+        """A scene of an input that is made up; every stage of the bundle runs for it, which is what profiles need.
+
+        Args:
+            size: (width, height) of its camera; the bundle's default without it.
+
+        Raises:
+            InvalidRequest: a size that cannot be used.
+            EngineFailed: a network could not be run.
+        """
 
     def close(self) -> None:
         """Frees the engines."""

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edge4d.runtime.backends import Backend
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.errors import InvalidPicture, InvalidRequest
+from edge4d.runtime.example_inputs import picture
 from edge4d.runtime.motion import Poly
 from edge4d.runtime.photo import Photo, read_photo
 from edge4d.runtime.scene import Scene4D
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 PathLike = Union[str, "os.PathLike[str]"]
 
 MIN_OPACITY = 1.0 / 255.0  # below it no pixel changes: the rasterizer culls there
+
+_EXAMPLE_DEPTH = 8.0  # metres, for bundles that cannot see it
 
 
 class PixelTo4D(Pipeline):
@@ -90,6 +93,14 @@ class PixelTo4D(Pipeline):
             scene = self._scene(gaussians, seen, background)
             stage.record({"means": scene.means})
         return scene
+
+    def example_scene(self, size: Optional[tuple[int, int]] = None) -> Scene4D:
+        size = self._checked_size(size)
+        image, instances = picture(*size)
+        if "perceive" in self.bundle.stages:
+            return self.generate(image, size=size)
+        depth = np.full(instances.shape, _EXAMPLE_DEPTH, np.float32)
+        return self.generate(image, size=size, depth=depth, instances=instances)
 
     def live(
         self, size: Optional[tuple[int, int]] = None, *, predict: bool = True, stream: Optional[object] = None

@@ -10,7 +10,9 @@ from PIL import Image
 
 import edge4d
 from edge4d.runtime import cli
+from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.ply import write_ply
+from edge4d.runtime.profile_files import read_profile
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +116,36 @@ def test_options_of_videos_mean_nothing_to_photographs(capsys, tmp_path):
             cli.main(["generate", *source, option, "a.ply", "-o", str(tmp_path / "out")])
         assert stop.value.code == 1
         assert f"{option} means nothing to the bundle 'street'" in capsys.readouterr().err
+
+
+def test_a_profile_has_every_stage_with_its_layers(capsys, tiny_gvf_bundle, tmp_path):
+    options = ["--backend", "onnxruntime", "--precision", "fp32", "--runs", "1", "--frames", "2", "--size", "48x40"]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["profile", str(tiny_gvf_bundle), *options, "-o", str(tmp_path / "profile")])
+    captured = capsys.readouterr()
+    assert not stop.value.code, captured.err
+    measured = read_profile(tmp_path / "profile")
+    assert [stage.name for stage in measured.stages] == list(Bundle.load(tiny_gvf_bundle).stages)
+    assert all(stage.layers and stage.runs_ms for stage in measured.stages)
+    assert (measured.size, len(measured.render_ms)) == ((48, 40), 2)
+    operators = {layer.kind for stage in measured.stages for layer in stage.layers}
+    assert {"SubmanifoldConvolution", "WindowAttention", "GatherMean"} & operators
+    report = (tmp_path / "profile" / "report.html").read_text()
+    for stage in measured.stages:
+        assert f"{stage.name} in fp32" in report
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--size", "0x40"), "it is 0"),
+        (("--precision", "int8"), "no int8"),
+    ],
+)
+def test_profiles_that_cannot_be(capsys, random_gvf_bundle, tmp_path, arguments, words):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["profile", str(random_gvf_bundle), *arguments, "-o", str(tmp_path / "profile")])
+    assert stop.value.code == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Note: " in error

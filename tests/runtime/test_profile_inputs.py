@@ -11,7 +11,7 @@ from edge4d.runtime.backends import backend
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.engine import check_inputs
 from edge4d.runtime.errors import InvalidRequest
-from edge4d.runtime.profile_inputs import picture, sample
+from edge4d.runtime.profile_inputs import sample
 
 
 @pytest.fixture
@@ -63,9 +63,26 @@ def test_a_size_that_no_stage_takes_is_refused(bundle):
         sample(bundle, backend("onnxruntime"), "fp32", (100, 60))
 
 
-@pytest.mark.parametrize("size", [(1, 1), (64, 32), (70, 333)])
-def test_the_picture_has_any_size(size):
-    image, instances = picture(*size)
-    assert image.shape == (size[1], size[0], 3)
-    assert instances.shape == image.shape[:2]
-    np.testing.assert_array_equal(image, picture(*size)[0])
+@pytest.mark.parametrize(("asked", "size"), [(None, (64, 64)), ((50, 40), (50, 40))])
+def test_a_field_of_variation_follows_its_example(random_gvf_bundle, asked, size):
+    bundle = Bundle.load(random_gvf_bundle)
+    sampled = sample(bundle, backend("onnxruntime"), "fp32", asked)
+    best = {name: bundle.stage(stage).axes[name].opt for stage, name in (("dit_step", "T"), ("vae_attend", "N"))}
+    for name, sizes in zip(bundle.stages, check(bundle, sampled.inputs)):
+        assert sizes == {axis: best[axis] for axis in bundle.stage(name).axes}
+    assert (sampled.size, sampled.trajectory) == (size, "static")
+    assert len(sampled.scene) == best["N"]
+    assert 0 < sampled.inputs["dit_step"]["t"][0] < 100  # of 1000: the last of the sampler's evaluations
+    assert sampled.inputs["dit_step"]["x"].any()
+    assert sampled.inputs["vae_encode"]["motion"].any()
+
+
+def test_all_that_makes_gaussians_of_a_picture_runs_whatever_it_sees(tiny_gvf_bundle):
+    bundle = Bundle.load(tiny_gvf_bundle)
+    sampled = sample(bundle, backend("onnxruntime"), "fp32")
+    sizes = dict(zip(bundle.stages, check(bundle, sampled.inputs)))
+    best = bundle.stage("slat_flow").axes["V"].opt
+    assert sizes["slat_flow"]["V"] == sizes["gs_dec"]["V"] == best
+    tables = sampled.inputs["slat_flow"]
+    np.testing.assert_array_equal(tables["neighbours"][:, 13], np.arange(best))  # no random numbers
+    assert sizes["dino"] == {"T": bundle.stage("dit_step").axes["T"].opt}
