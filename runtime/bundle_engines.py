@@ -20,6 +20,7 @@ from edge4d.runtime.bundle import Bundle, OperatorStep, SessionStep, Stage
 from edge4d.runtime.engine_cache import CachedEngine, EngineCache, EngineKey
 from edge4d.runtime.engine_from_onnx import (
     DEFAULTS,
+    RECIPE,
     BuildOptions,
     BuildRequest,
     Profile,
@@ -237,7 +238,7 @@ def engine_key(name: str, onnx: str, target: Target, request: BuildRequest) -> E
         plugins=_plugins_content(request.plugins),
         precision=request.precision,
         profiles={name: [list(shape) for shape in shapes] for name, shapes in request.profiles.items()},
-        options=request.options._asdict(),
+        options={**request.options._asdict(), "recipe": RECIPE},
         builder=f"{target.library} {target.version}",
         device=f"sm{target.compute_capability} {target.device}".strip(),
         cuda=target.cuda,

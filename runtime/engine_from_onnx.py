@@ -23,6 +23,9 @@ from typing import Any, Callable, NamedTuple, Optional
 from edge4d.runtime.errors import BackendUnavailable, EngineNotBuilt
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
+RECIPE = 2
+"""Goes up when a build does something else with the same request: engines of before are then built again."""
+
 _COMPLAINTS = ("[E]", "[!]")  # marks of TensorRT's and Polygraphy's errors
 _NOTE_LENGTH = 600  # characters of them that an error shows
 

@@ -91,6 +91,16 @@ def test_engines_for_the_gpu_that_is_here(monkeypatch):
         target("tensorrt", "sm_11")
 
 
+def test_engines_of_an_older_recipe_are_not_taken(monkeypatch):
+    street, rtx = Bundle.load("street"), Target("tensorrt_rtx", "1.7.1", "89")
+    stage = street.stage("core")
+    (part,) = parts(stage, "fp16", rtx.library)
+    request = bundle_engines.request(stage, part, "fp16", rtx, DEFAULTS)
+    now = bundle_engines.key(street, part, rtx, request)
+    monkeypatch.setattr(bundle_engines, "RECIPE", bundle_engines.RECIPE - 1)
+    assert bundle_engines.key(street, part, rtx, request) != now
+
+
 def test_keys_tell_everything_apart_that_changes_an_engine(tmp_path):
     street = Bundle.load("street")
     core, perceive = street.stage("core"), street.stage("perceive")
