@@ -38,6 +38,7 @@ from edge4d.runtime.files import replacing_folder
 from edge4d.runtime.onnx_files import external_locations
 from edge4d.runtime.profile_inputs import sample
 
+SYSTEM = "pixel_to_4d"
 SCORED = 8  # photographs whose videos decide; drawing them takes most of a calibration's time
 _VARIANT = "int8"
 
@@ -59,6 +60,16 @@ class Calibration:
     ranges: Mapping[str, Mapping[str, Range]]
     reference: Reference
     reused: int
+
+
+def check_system(bundle: Bundle) -> None:
+    """Raises InvalidRequest for bundles that are not made of photographs."""
+    if bundle.system != SYSTEM:
+        raise InvalidRequest(
+            f"The bundle '{bundle.name}' cannot be calibrated.",
+            note=f"Its system is {bundle.system}; int8 variants are made of {SYSTEM} alone.",
+            hint="Where half precision is enough: --precision fp16.",
+        )
 
 
 def calibrate(
@@ -89,9 +100,10 @@ def calibrate(
 
     Raises:
         InvalidCalibration: ranges cannot be taken from the data, or nothing can be int8.
-        InvalidRequest: an argument, or the data's size, cannot be used.
+        InvalidRequest: the bundle's system, an argument, or the data's size, cannot be used.
         PrecisionNotInBundle: fp32 or fp16 is missing.
     """
+    check_system(bundle)
     settings = Settings(method, smooth, keep_above)
     _check(settings, output)
     floating = read_stages(bundle)

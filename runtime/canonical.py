@@ -45,7 +45,11 @@ class Placement:
         low, high = np.percentile(points, (_STRAY, 100.0 - _STRAY), axis=0)
         extent = float((high - low).max())
         if not extent > 0.0:
-            raise InvalidScene("The object is a single point.", note=f"It has {len(points)} Gaussians or vertices.")
+            raise InvalidScene(
+                "The object is a single point.",
+                note=f"It has {len(points)} Gaussians or vertices, all in one place.",
+                hint="Look at the file in an editor, and export it again.",
+            )
         within = max(np.abs(low).max(), np.abs(high).max()) <= 0.5 + 1e-3
         self.scale = 1.0 if within and extent >= _FILLS else 1.0 / extent
         self.shift = np.zeros(3) if self.scale == 1.0 else -0.5 * self.scale * (low + high)

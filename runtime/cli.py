@@ -126,6 +126,8 @@ _SYSTEMS = {"pixel_to_4d": "street", "gvf_diffusion": "animals"}
 """What can be exported and trained, each with its configuration if none is named."""
 _SYSTEM_NAMES = " or ".join(_SYSTEMS).replace("_", "-")
 
+_SHOWN_TENSORS = 9  # of a stage; some give dozens of one kind
+
 
 # --- commands ---------------------------------------------------------------------------------------------------------
 
@@ -218,7 +220,11 @@ def generate(
 
         check(backend)  # before the network runs
     if (source is None) == (mesh is None):
-        raise typer.BadParameter("give a photograph, a video, or --mesh")
+        raise typer.BadParameter("give a photograph or a video, or --mesh, one of them")
+    if camera is not None:
+        from edge4d.runtime.renderer import check_camera
+
+        check_camera(camera)
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
     make = pipeline.animate if mesh is not None and hasattr(pipeline, "animate") else pipeline.generate
     options = _taken_options(
@@ -261,6 +267,8 @@ def generate(
     _screen.print(_times_table(stages, len(video)))
     fx, fy, cx, cy = scene.camera.intrinsics
     _screen.print(f"Camera: fx {fx:.1f}, fy {fy:.1f}, cx {cx:.1f}, cy {cy:.1f} ({pipeline.camera_source})")
+    if scene.t1 == scene.t0:
+        _screen.print("The scene stands still: it was made of one frame.")
     for path in (output, depth_video, save_scene):
         if path is not None:
             print(path)
@@ -499,6 +507,7 @@ def calibrate(
     NAME.calibration.html, beside the bundle.
     """
     from edge4d.calib.calibrate import calibrate as make
+    from edge4d.calib.calibrate import check_system
     from edge4d.calib.photos import read_photos
     from edge4d.calib.report import html, truth_of
     from edge4d.calib.speed import speeds, tensorrt_backend
@@ -507,6 +516,7 @@ def calibrate(
     from edge4d.runtime.profile_files import write_text
 
     found = BundleFolder.load(bundle)
+    check_system(found)
     gpu = tensorrt_backend()
     with tempfile.TemporaryDirectory(prefix="edge4d-") as temporary:
         folder, size = Path(data), tuple(found.config["size"])
@@ -815,8 +825,11 @@ def _times_table(stages: Sequence[StageTime], frames: int) -> Table:
     table = Table("stage", "seconds", "tensors", box=None, pad_edge=False)
     table.columns[1].justify = "right"
     for stage in stages:
-        tensors = ", ".join(f"{name} {size}" for name, size in stage.tensors.items())
-        table.add_row(stage.name, f"{stage.seconds:.2f}", tensors)
+        tensors = [f"{name} {size}" for name, size in stage.tensors.items()]
+        more = len(tensors) - _SHOWN_TENSORS
+        if more > 0:
+            tensors[_SHOWN_TENSORS:] = [f"{more} more"]
+        table.add_row(stage.name, f"{stage.seconds:.2f}", ", ".join(tensors))
     rendering = next(stage.seconds for stage in stages if stage.name == "render")
     table.add_row(
         "total", f"{sum(stage.seconds for stage in stages):.2f}", f"{frames / rendering:.1f} frames/s rendered"

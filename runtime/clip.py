@@ -217,7 +217,11 @@ def _mask_on_plain(rgb: Pixels, number: int) -> Pixels:
 
 def _check_positive(what: str, value: Optional[float]) -> None:
     if value is not None and not 0.0 < value < 1e6:
-        raise InvalidRequest(f"A clip cannot have {value:g} {what}.", hint="Give a positive number.")
+        raise InvalidRequest(
+            f"A clip cannot have {value:g} {what}.",
+            note="A number above 0 is needed.",
+            hint="2 seconds, at 12 per second, are 24 frames.",
+        )
 
 
 def _check_seen(mask: Pixels, number: int, fps: float) -> None:

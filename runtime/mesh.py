@@ -86,7 +86,11 @@ def sample_surface(vertices: Float32Array, faces: NDArray[np.int32], count: int)
     areas = np.linalg.norm(_normals(vertices[faces]), axis=1)
     edges = np.cumsum(areas)
     if not len(areas) or not edges[-1] > 0.0:
-        raise InvalidMesh("The mesh has no surface.", note=f"It has {len(faces)} triangles.")
+        raise InvalidMesh(
+            "The mesh has no surface.",
+            note=f"It has {len(faces)} triangles, whose areas sum to 0.",
+            hint="Look at the file in an editor, and export it again.",
+        )
     random = np.random.default_rng(0).random((count, 3))
     # One point in each of `count` equal parts of the surface.
     places = (np.arange(count) + random[:, 0]) / count * edges[-1]

@@ -54,7 +54,11 @@ def read_mesh_ply(path: Path) -> tuple[Float32Array, NDArray[np.int32], Optional
     except OSError as error:
         raise InvalidMesh(f"{path} cannot be read.", note=str(error), hint="Check the path.") from error
     except (ValueError, IndexError, KeyError, OverflowError, StopIteration) as error:
-        raise InvalidMesh(f"{path} is not a readable PLY file.", note=f"{error}"[:300]) from error
+        raise InvalidMesh(
+            f"{path} is not a readable PLY file.",
+            note=f"{error}"[:300],
+            hint="A mesh is a .glb with an animation, or a folder with a .ply for each frame.",
+        ) from error
     vertex, faces = elements.get("vertex", {}), _triangles(elements.get("face", {}))
     if not {"x", "y", "z"} <= set(vertex) or len(faces) == 0:
         raise InvalidMesh(

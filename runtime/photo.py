@@ -34,6 +34,7 @@ ASSUMED_FOV = 60.0  # degrees across, where nothing else is known
 FAR = 1000.0  # metres; what a depth map has at infinity
 # Formats that Pillow decodes by itself. EPS, for one, would start another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+_VIDEOS = (".mp4", ".mov", ".webm", ".mkv", ".avi")
 FULL_FRAME_DIAGONAL = math.hypot(36.0, 24.0)  # mm; focal lengths "in 35 mm film" compare diagonals (CIPA DCG-001)
 
 _ORIENTATION, _EXIF_IFD = 0x0112, 0x8769
@@ -101,6 +102,7 @@ def read_photo(
         InvalidPicture: a file or array that is damaged, too large, of a wrong type, or a map of another aspect.
         InvalidRequest: `intrinsics` and `fov` together, or values that no camera has.
     """
+    _check_photograph(photo)
     with _open(photo) as picture:
         width, height = _upright_size(picture)
         crop = centre_crop((width, height), size)
@@ -113,6 +115,19 @@ def read_photo(
         depth=None if depth is None else _read_depth(depth, depth_scale, (width, height), crop, size),
         instances=None if instances is None else _read_instances(instances, (width, height), crop, size),
     )
+
+
+def _check_photograph(photo: Union[PathLike, NDArray[Any]]) -> None:
+    """Refuses what is a video, since that is easily mistaken here."""
+    if isinstance(photo, np.ndarray):
+        return
+    path = Path(photo)
+    if path.is_dir() or (path.is_file() and path.suffix.lower() in _VIDEOS):
+        raise InvalidPicture(
+            f"{path} is a {'folder' if path.is_dir() else 'video'}, not a photograph.",
+            note=f"Readable are {', '.join(FORMATS)}.",
+            hint="Give one picture; videos and folders of frames are for bundles of gvf_diffusion: --bundle.",
+        )
 
 
 def centre_crop(size: tuple[int, int], target: tuple[int, int]) -> Crop:

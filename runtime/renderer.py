@@ -406,13 +406,18 @@ def _fitted_path(path: CameraPath, size: tuple[int, int]) -> CameraPath:
     return CameraPath(path.times, tuple(fitted(camera, size) for camera in path.cameras))
 
 
-def _path_from_file(path: Path, camera: Camera, fps: float, kind: Optional[str], scale: float) -> CameraPath:
-    if not path.exists():
+def check_camera(camera: PathLike) -> None:
+    """Raises InvalidCameraPath for what is neither a trajectory's name nor a file or folder that is there."""
+    if str(camera) not in TRAJECTORIES and not Path(camera).exists():
         raise InvalidCameraPath(
-            f"There is no trajectory or file of poses called '{path}'.",
+            f"There is no trajectory or file of poses called '{camera}'.",
             note=f"Trajectories are {', '.join(TRAJECTORIES)}.",
             hint="Check the name.",
         )
+
+
+def _path_from_file(path: Path, camera: Camera, fps: float, kind: Optional[str], scale: float) -> CameraPath:
+    check_camera(path)
     return read_camera_path(path, format=kind, camera=camera, fps=fps, scale=scale)
 
 

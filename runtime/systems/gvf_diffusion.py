@@ -142,6 +142,7 @@ class GvfDiffusion(Pipeline):
         self.timings = Timings()
         sampling = _sampling(seed, steps)
         _check_anchors(anchors)
+        _check_azimuth(azimuth)
         camera = self._camera(size)
         if canonical is None:
             check_generates(self.bundle)
@@ -410,7 +411,11 @@ class GvfDiffusion(Pipeline):
     def _fps(self, given: Optional[float]) -> float:
         fps = float(self.bundle.config["fps"]) if given is None else given
         if not 0.1 <= fps <= 1000.0:
-            raise InvalidRequest("That is no frame rate.", note=f"{fps:g} frames per second, from 0.1 to 1000.")
+            raise InvalidRequest(
+                "That is no frame rate.",
+                note=f"{fps:g} frames per second, from 0.1 to 1000.",
+                hint="12, 24 and 30 are usual.",
+            )
         return fps
 
     def _camera(self, size: Optional[tuple[int, int]]) -> Camera:
@@ -453,16 +458,35 @@ def _plan(steps: int) -> list[Step]:
 
 def _sampling(seed: int, steps: Optional[int]) -> Sampling:
     if not 0 <= seed < 2**63:
-        raise InvalidRequest("The seed cannot be used.", note=f"It is {seed}, a whole number from 0 to 2^63 - 1.")
+        raise InvalidRequest(
+            "The seed cannot be used.",
+            note=f"It is {seed}, a whole number from 0 to 2^63 - 1.",
+            hint="Give another: each is another plausible motion.",
+        )
     if steps is not None and not 1 <= steps <= 1000:
-        raise InvalidRequest("The sampler cannot take so many steps.", note=f"{steps}, from 1 to 1000.")
+        raise InvalidRequest(
+            "The sampler cannot take that many steps.",
+            note=f"{steps}, from 1 to 1000.",
+            hint="16 are usual; without --steps it chooses them by their errors.",
+        )
     return Sampling(np.random.default_rng(seed), steps)
 
 
 def _check_anchors(anchors: Optional[int]) -> None:
     if anchors is not None and anchors < NEIGHBOURS:
         raise InvalidRequest(
-            "There are too few anchors.", note=f"{anchors}; changes are interpolated from {NEIGHBOURS} of them."
+            "There are too few anchors.",
+            note=f"{anchors}; changes are interpolated from {NEIGHBOURS} of them.",
+            hint="Some thousands are usual; without --anchors every Gaussian is decoded.",
+        )
+
+
+def _check_azimuth(azimuth: Optional[float]) -> None:
+    if azimuth is not None and not -360.0 <= azimuth <= 360.0:
+        raise InvalidRequest(
+            "That is no azimuth.",
+            note=f"{azimuth:g} degrees, from -360 to 360.",
+            hint="90 sees what is to the right of the asset's front; without --azimuth it is found.",
         )
 
 

@@ -13,6 +13,7 @@ from edge4d.runtime import cli
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.ply import write_ply
 from edge4d.runtime.profile_files import read_profile
+from edge4d.runtime.timings import StageTime
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +92,53 @@ def test_from_video_alone_to_video(run, files, tiny_gvf_bundle, tmp_path):
         (("--mesh", "PLY"), "no triangles"),
         (("--mesh", "GLB", "--azimuth", "3"), "--azimuth means nothing"),
         (("absent.mp4", "--canonical", "PLY"), "no video at absent.mp4"),
+        (("--mesh", "VIDEO/0.jpg"), "a .glb with an animation"),
+        (("VIDEO", "--canonical", "PLY", "--camera", "orbits"), "no trajectory or file of poses called 'orbits'"),
+        (("VIDEO", "--canonical", "PLY", "--azimuth", "nan"), "nan degrees"),
+        (("VIDEO", "--canonical", "PLY", "--anchors", "0"), "0; changes are interpolated from 8"),
+        (("VIDEO", "--canonical", "PLY", "--steps", "0"), "0, from 1 to 1000"),
+        (("VIDEO", "--canonical", "PLY", "--seconds", "-1"), "-1 seconds"),
+        (("VIDEO", "--canonical", "PLY", "--source-fps", "0"), "0 frames per second"),
+        (("VIDEO", "--canonical", "PLY", "--seed", "-1"), "-1, a whole number"),
     ],
 )
 def test_errors_say_what_to_do(run, files, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
-    names = {"VIDEO": files / "video", "PLY": files / "asset.ply", "GLB": files / "cube.glb"}
+    names = {
+        "VIDEO": files / "video",
+        "VIDEO/0.jpg": files / "video" / "0.jpg",
+        "PLY": files / "asset.ply",
+        "GLB": files / "cube.glb",
+    }
     code, out, err = run(*(names.get(word, word) for word in arguments), "-o", "out")
     assert (code, out) == (1, "")
     assert words in err
+    assert "Hint: " in err
     assert "Traceback" not in err
     assert not any(tmp_path.iterdir())
+
+
+def test_a_scene_of_one_frame_is_said_to_stand_still(run, files, tmp_path):
+    picture, mask = files / "video" / "0.jpg", files / "masks" / "0.png"
+    options = ("--canonical", files / "asset.ply", "--masks", mask, "--steps", 1, "--size", "32x32")
+    code, _, err = run(picture, *options, "-o", tmp_path / "frames")
+    assert code == 0, err
+    assert "The scene stands still" in err
+
+
+def test_bundles_of_videos_are_not_calibrated(capsys, random_gvf_bundle, files, tmp_path):
+    options = ["--data", str(files / "video"), "-o", str(tmp_path / "int8.e4d")]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["calibrate", str(random_gvf_bundle), *options])
+    assert stop.value.code == 1
+    assert "Its system is gvf_diffusion" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+def test_of_many_tensors_some_are_told():
+    table = cli._times_table([StageTime("render", 1.0, {f"x{i}": "1" for i in range(12)})], 1)
+    (cell,) = list(table.columns[2].cells)[:1]
+    assert cell.endswith("x8 1, 3 more")
 
 
 def test_a_video_or_a_mesh(run, files):

@@ -171,7 +171,12 @@ def test_missing_truncated_and_foreign_files(tmp_path):
     with pytest.raises(InvalidPicture, match="no picture"):
         read_photo(tmp_path / "absent.png", SIZE)
     with pytest.raises(InvalidPicture, match="no picture"):
-        read_photo(tmp_path, SIZE)
+        read_photo(tmp_path / "absent.mp4", SIZE)
+    (tmp_path / "film.MP4").touch()
+    for path, kind in ((tmp_path, "folder"), (tmp_path / "film.MP4", "video")):
+        with pytest.raises(InvalidPicture, match=f"is a {kind}, not a photograph") as caught:
+            read_photo(path, SIZE)
+        assert "gvf_diffusion" in caught.value.hint
     whole = save(tmp_path, Image.fromarray(gradient(300, 200)), "photo.jpg").read_bytes()
     for name, content in {
         "cut.jpg": whole[: len(whole) // 2],
