@@ -1,7 +1,8 @@
 """Animated meshes in GLB files (glTF 2.0 in one binary file): nodes that move, skins and morph targets.
 
 The first animation is sampled; without one the mesh stands still for one frame. Triangles of all meshes of the scene
-become one mesh. Of materials only colour factors count, of vertices their colours; textures are not read.
+become one mesh. Of materials only colour factors count, of vertices their colours; textures are not read: what has its
+colour from one, or none at all, is grey.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ MAX_FRAMES = 1000
 MAX_BYTES = 1 << 30
 MAX_COUNT = 1 << 24
 """Entries of one accessor: vertices, or corners of triangles."""
+
+GREY = 0.7
+"""Of what has no colour of its own. White would vanish before the white that objects are drawn on."""
 
 _JSON, _BIN = 0x4E4F534A, 0x004E4942
 _COMPONENTS = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
@@ -181,11 +185,12 @@ class _Scene:
         return np.stack([np.einsum("vk,vkij->vij", weights, pose[which]) for pose in joints])
 
     def _colors(self, primitive: dict[str, Any], count: int) -> Float32Array:
-        factor = np.ones(3)
+        surface: dict[str, Any] = {}
         if "material" in primitive:
-            material = self._document["materials"][primitive["material"]]
-            factor = np.array(material.get("pbrMetallicRoughness", {}).get("baseColorFactor", factor)[:3], np.float64)
-        colors = np.ones((count, 3))
+            surface = self._document["materials"][primitive["material"]].get("pbrMetallicRoughness", {})
+        factor = np.array(surface.get("baseColorFactor", (1.0, 1.0, 1.0))[:3], np.float64)
+        told = "baseColorFactor" in surface and "baseColorTexture" not in surface
+        colors = np.full((count, 3), 1.0 if told else GREY)
         if "COLOR_0" in primitive["attributes"]:
             colors = self._accessor(primitive["attributes"]["COLOR_0"])[:, :3]
         return np.asarray(factor * colors, np.float32)

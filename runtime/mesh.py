@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edge4d.runtime.canonical import UP, up_rotation
 from edge4d.runtime.errors import InvalidMesh
 from edge4d.runtime.gaussians import Float32Array, Gaussians
-from edge4d.runtime.glb import read_glb
+from edge4d.runtime.glb import GREY, read_glb
 from edge4d.runtime.mesh_ply import read_mesh_ply
 from edge4d.runtime.ply import C0
 from edge4d.runtime.rotations import quats_from_rotvecs
@@ -30,7 +30,6 @@ GAUSSIANS = 16384
 _WIDTH = 0.5  # standard deviation in the surface, of the distance between neighbours
 _FLATNESS = 0.2  # standard deviation across it, of that in it
 _OPACITY = 0.95
-_GREY = 0.7
 
 
 class MovingMesh(NamedTuple):
@@ -143,7 +142,7 @@ def _read_plys(path: Path) -> MovingMesh:
     frames = list(_ply_frames(path))
     _, faces, colors = frames[0]
     vertices = np.stack([vertices for vertices, _, _ in frames])
-    return MovingMesh(vertices, faces, np.full_like(vertices[0], _GREY) if colors is None else colors)
+    return MovingMesh(vertices, faces, np.full_like(vertices[0], GREY) if colors is None else colors)
 
 
 def _ply_frames(path: Path) -> Iterator[tuple[Float32Array, NDArray[np.int32], Optional[Float32Array]]]:

@@ -27,7 +27,7 @@ def test_a_mesh_that_stands_still(tmp_path):
     found = read_glb(cube().write(tmp_path / "a.glb"), 24.0)
     np.testing.assert_array_equal(found.vertices, CUBE[None])
     np.testing.assert_array_equal(found.faces, TRIANGLES)
-    np.testing.assert_array_equal(found.colors, np.ones((8, 3)))
+    np.testing.assert_array_equal(found.colors, np.full((8, 3), np.float32(0.7)))
 
 
 def test_nodes_in_nodes_that_move(tmp_path):
@@ -120,6 +120,23 @@ def test_matrices_colours_and_sparse_accessors(tmp_path):
     np.testing.assert_allclose(found.vertices[0, :7], CUBE[:7] + np.array([1, 2, 3]), atol=1e-6)
     np.testing.assert_allclose(found.vertices[0, 7], [6, 7, 8], atol=1e-6)
     np.testing.assert_allclose(found.colors, np.tile([0.5, 128 / 255, 0], (8, 1)), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("surface", "colour"),
+    [
+        ({}, (0.7, 0.7, 0.7)),
+        ({"baseColorFactor": [1, 1, 1, 1]}, (1, 1, 1)),
+        ({"baseColorTexture": {"index": 0}}, (0.7, 0.7, 0.7)),
+        ({"baseColorTexture": {"index": 0}, "baseColorFactor": [1, 0.5, 0, 1]}, (0.7, 0.35, 0)),
+    ],
+)
+def test_what_has_its_colour_from_a_texture_is_grey(tmp_path, surface, colour):
+    glb = cube()
+    glb.document["materials"] = [{"pbrMetallicRoughness": surface}]
+    glb.document["meshes"][0]["primitives"][0]["material"] = 0
+    found = read_glb(glb.write(tmp_path / "a.glb"), 24.0)
+    np.testing.assert_allclose(found.colors, np.tile(colour, (8, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize(
