@@ -221,10 +221,7 @@ def generate(
         check(backend)  # before the network runs
     if (source is None) == (mesh is None):
         raise typer.BadParameter("give a photograph or a video, or --mesh, one of them")
-    if camera is not None:
-        from edge4d.runtime.renderer import check_camera
-
-        check_camera(camera)
+    _check_path(camera, frames, fps)
     pipeline = edge4d.load(bundle, backend=backend, precision=precision)
     make = pipeline.animate if mesh is not None and hasattr(pipeline, "animate") else pipeline.generate
     options = _taken_options(
@@ -272,6 +269,19 @@ def generate(
     for path in (output, depth_video, save_scene):
         if path is not None:
             print(path)
+
+
+def _check_path(camera: Optional[str], frames: Optional[int], fps: Optional[float]) -> None:
+    """Refuses what no video can be filmed along, before networks run for minutes."""
+    from edge4d.runtime.renderer import check_camera
+    from edge4d.runtime.trajectories import check_times
+
+    if camera is not None:
+        check_camera(camera)
+    if frames is not None:
+        check_times(frames=frames)
+    if fps is not None:
+        check_times(fps=fps)
 
 
 def _taken_options(pipeline: Any, make: Callable[..., Any], **options: Any) -> dict[str, Any]:

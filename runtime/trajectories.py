@@ -377,7 +377,8 @@ def _looking_at(positions: FloatArray, focus: FloatArray) -> FloatArray:
     return np.stack([x, np.cross(z, x), z], axis=-1)
 
 
-def _times(frames: Any, fps: Any) -> FloatArray:
+def check_times(frames: Any = 1, fps: Any = 1.0) -> None:
+    """Raises InvalidCameraPath for a number of frames, or frames per second, that no path has."""
     if isinstance(frames, bool) or not isinstance(frames, (int, np.integer)) or not 1 <= frames <= MAX_FRAMES:
         raise InvalidCameraPath(
             "The number of frames cannot be used.",
@@ -390,6 +391,10 @@ def _times(frames: Any, fps: Any) -> FloatArray:
             note=f"it is {fps}; it must lie between 0.001 and 1000 frames per second.",
             hint="12, 24 and 30 are usual.",
         )
+
+
+def _times(frames: Any, fps: Any) -> FloatArray:
+    check_times(frames, fps)
     return np.arange(frames, dtype=np.float64) / float(fps)
 
 

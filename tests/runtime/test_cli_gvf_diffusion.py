@@ -94,6 +94,8 @@ def test_from_video_alone_to_video(run, files, tiny_gvf_bundle, tmp_path):
         (("absent.mp4", "--canonical", "PLY"), "no video at absent.mp4"),
         (("--mesh", "VIDEO/0.jpg"), "a .glb with an animation"),
         (("VIDEO", "--canonical", "PLY", "--camera", "orbits"), "no trajectory or file of poses called 'orbits'"),
+        (("VIDEO", "--canonical", "PLY", "--frames", "0"), "it is 0; it must be a whole number from 1"),
+        (("VIDEO", "--canonical", "PLY", "--fps", "0"), "it is 0.0; it must lie between 0.001 and 1000"),
         (("VIDEO", "--canonical", "PLY", "--azimuth", "nan"), "nan degrees"),
         (("VIDEO", "--canonical", "PLY", "--anchors", "0"), "0; changes are interpolated from 8"),
         (("VIDEO", "--canonical", "PLY", "--steps", "0"), "0, from 1 to 1000"),
