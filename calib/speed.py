@@ -50,9 +50,8 @@ def speeds(bundle: Bundle, backend: Backend, size: tuple[int, int], runs: int = 
     On TensorRT it is the GPU's time for computing, without copies.
     """
     inputs = sample(bundle, backend, bundle.precisions[0], size).inputs
-    stages = [stage for stage in bundle.stages if stage in inputs]
     measure = _inside if backend.name == "tensorrt" else _outside
-    return [speed for stage in stages for speed in measure(bundle, backend, stage, inputs[stage], runs)]
+    return [speed for stage in bundle.stages for speed in measure(bundle, backend, stage, inputs[stage], runs)]
 
 
 def _outside(bundle: Bundle, backend: Backend, stage: str, inputs: Tensors, runs: int) -> Iterable[StageSpeed]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Optional, Union
 import numpy as np
 from numpy.typing import NDArray
 
-from edge4d.runtime.errors import BackendUnavailable, InvalidRequest, InvalidVideo, NoSubject
+from edge4d.runtime.errors import InvalidRequest, InvalidVideo, NoSubject
+from edge4d.runtime.photo import pillow
 from edge4d.runtime.video_frames import Pixels, open_frames
 
 if TYPE_CHECKING:
@@ -242,14 +243,6 @@ def _check_count(count: int) -> None:
 
 
 def _resized(pixels: Pixels, box: tuple[float, float, float, float], size: int) -> Pixels:
-    pillow = _pillow()
-    picture: Image.Image = pillow.fromarray(pixels)
-    return np.asarray(picture.resize((size, size), pillow.Resampling.BILINEAR, box=box))
-
-
-def _pillow() -> Any:
-    try:
-        from PIL import Image
-    except ImportError as cause:
-        raise BackendUnavailable("Resizing frames needs Pillow.", note=str(cause), hint="pip install pillow") from cause
-    return Image
+    image = pillow("Resizing frames")
+    picture: Image.Image = image.fromarray(pixels)
+    return np.asarray(picture.resize((size, size), image.Resampling.BILINEAR, box=box))

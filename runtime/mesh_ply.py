@@ -10,21 +10,12 @@ from numpy.typing import NDArray
 
 from edge4d.runtime.errors import InvalidMesh
 from edge4d.runtime.gaussians import Float32Array
+from edge4d.runtime.ply import TYPES
 
 MAX_COUNT = 1 << 24
 """Vertices or polygons of one mesh."""
 
 _MAX_HEADER = 1 << 16
-_TYPES = {
-    **dict.fromkeys(("char", "int8"), "i1"),
-    **dict.fromkeys(("uchar", "uint8"), "u1"),
-    **dict.fromkeys(("short", "int16"), "i2"),
-    **dict.fromkeys(("ushort", "uint16"), "u2"),
-    **dict.fromkeys(("int", "int32"), "i4"),
-    **dict.fromkeys(("uint", "uint32"), "u4"),
-    **dict.fromkeys(("float", "float32"), "f4"),
-    **dict.fromkeys(("double", "float64"), "f8"),
-}
 _BYTE_ORDERS = {"binary_little_endian": "<", "binary_big_endian": ">", "ascii": "="}
 
 
@@ -105,9 +96,9 @@ def _header(file: BinaryIO) -> tuple[str, list[_Element]]:
             if not 0 <= elements[-1].rows <= MAX_COUNT:
                 raise ValueError(f"it has {words[2]} of {words[1]}, at most {MAX_COUNT} are read.")
         elif words[:2] == ["property", "list"]:
-            elements[-1].properties.append(_Property(words[4], _TYPES[words[3]], _TYPES[words[2]]))
+            elements[-1].properties.append(_Property(words[4], TYPES[words[3]], TYPES[words[2]]))
         elif words[:1] == ["property"]:
-            elements[-1].properties.append(_Property(words[2], _TYPES[words[1]]))
+            elements[-1].properties.append(_Property(words[2], TYPES[words[1]]))
     raise ValueError("its header has no end.")
 
 

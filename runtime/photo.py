@@ -149,7 +149,7 @@ def _open(photo: Union[PathLike, NDArray[Any]]) -> Picture:
     if not path.is_file():
         raise InvalidPicture(f"There is no picture at {path}.", hint="Check the path.")
     with _pillow_errors(str(path)):
-        picture: Picture = _pillow().open(path, formats=FORMATS)
+        picture: Picture = pillow().open(path, formats=FORMATS)
     try:
         _check_size(picture.size)
     except InvalidPicture:
@@ -178,7 +178,7 @@ def _picture_from_array(array: NDArray[Any]) -> Picture:
         )
     _check_size((array.shape[1], array.shape[0]))
     pixels = array[:, :, 0] if array.ndim == 3 and channels == 1 else array
-    picture: Picture = _pillow().fromarray(np.ascontiguousarray(pixels))
+    picture: Picture = pillow().fromarray(np.ascontiguousarray(pixels))
     return picture
 
 
@@ -266,7 +266,7 @@ def _resize(picture: Picture, crop: Crop, size: tuple[int, int]) -> Picture:
     box = crop.pixels(*picture.size)
     if picture.size == size and box == (0.0, 0.0, float(size[0]), float(size[1])):
         return picture
-    return picture.resize(size, _pillow().Resampling.BILINEAR, box=box)
+    return picture.resize(size, pillow().Resampling.BILINEAR, box=box)
 
 
 class _pillow_errors:  # noqa: N801
@@ -291,13 +291,12 @@ class _pillow_errors:  # noqa: N801
         ) from cause
 
 
-def _pillow() -> Any:
+def pillow(task: str = "Reading pictures") -> Any:
+    """PIL.Image. Raises BackendUnavailable, which says what needs it."""
     try:
         from PIL import Image
     except ImportError as cause:
-        raise BackendUnavailable(
-            "Reading pictures needs Pillow.", note=str(cause), hint="pip install pillow"
-        ) from cause
+        raise BackendUnavailable(f"{task} needs Pillow.", note=str(cause), hint="pip install pillow") from cause
     return Image
 
 

@@ -39,24 +39,17 @@ _COLOR, _SCALE = ("f_dc_0", "f_dc_1", "f_dc_2"), ("scale_0", "scale_1", "scale_2
 _ROTATION = ("rot_0", "rot_1", "rot_2", "rot_3")
 _REQUIRED = (*_POSITION, *_COLOR, "opacity", *_SCALE, *_ROTATION)
 
-_TYPES = {
-    "char": "<i1",
-    "uchar": "<u1",
-    "short": "<i2",
-    "ushort": "<u2",
-    "int": "<i4",
-    "uint": "<u4",
-    "int8": "<i1",
-    "uint8": "<u1",
-    "int16": "<i2",
-    "uint16": "<u2",
-    "int32": "<i4",
-    "uint32": "<u4",
-    "float": "<f4",
-    "float32": "<f4",
-    "double": "<f8",
-    "float64": "<f8",
+TYPES = {
+    **dict.fromkeys(("char", "int8"), "i1"),
+    **dict.fromkeys(("uchar", "uint8"), "u1"),
+    **dict.fromkeys(("short", "int16"), "i2"),
+    **dict.fromkeys(("ushort", "uint16"), "u2"),
+    **dict.fromkeys(("int", "int32"), "i4"),
+    **dict.fromkeys(("uint", "uint32"), "u4"),
+    **dict.fromkeys(("float", "float32"), "f4"),
+    **dict.fromkeys(("double", "float64"), "f8"),
 }
+"""What numbers are called, as NumPy has them, without an order of bytes."""
 
 
 def write_ply(path: Union[str, Path], gaussians: Gaussians) -> int:
@@ -258,9 +251,9 @@ def _add_property(element: _Element, words: List[str]) -> bool:
     """Whether the words after "property" made sense; they are then in the element."""
     is_list = len(words) == 4 and words[0] == "list"
     name = words[-1] if words else ""
-    if name in element.properties or not (is_list or (len(words) == 2 and words[0] in _TYPES)):
+    if name in element.properties or not (is_list or (len(words) == 2 and words[0] in TYPES)):
         return False
-    element.properties[name] = None if is_list else _TYPES[words[0]]
+    element.properties[name] = None if is_list else "<" + TYPES[words[0]]
     return True
 
 

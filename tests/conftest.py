@@ -48,6 +48,20 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return EngineCache(os.environ.get("EDGE4D_CACHE") or tmp_path_factory.mktemp("engines"))
 
 
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Runs the command line; gives exit code, standard output and standard error."""
+    from edge4d.runtime import cli
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            cli.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return int(stop.value.code or 0), captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def write_bundle() -> Callable[..., Path]:
     """Writes a small bundle; see `_write_bundle`."""

@@ -14,10 +14,10 @@ import math
 import multiprocessing
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ from torch.nn import functional
 from edge4d.export.checkpoints import checkpoint_metadata, load_checkpoint, save_checkpoint
 from edge4d.export.models.gvf_diffusion.animals import Animals, animals_config
 from edge4d.export.models.gvf_diffusion.fast import Standardise
-from edge4d.export.train.loop import average, descend, learning_rate, resumed, save, training_device
+from edge4d.export.train.loop import ahead, average, descend, learning_rate, resumed, save, training_device
 from edge4d.export.train.losses import diagonal_gaussian_kl
 from edge4d.export.worlds import mesh_render
 from edge4d.export.worlds.animals import training_animals
@@ -478,11 +478,7 @@ def train(
     about: dict[str, Any] = {"world": "animals", "network": name, "seed": seed, "batch": batch, "schedule": steps}
     if refine is not None:
         about["refined_from"] = checkpoint_metadata(refine)
-    first = 0
-    if resume is not None:
-        first = resumed(resume, model, shadow, optimizer, target)
-        if first >= steps:
-            raise InvalidRequest(f"{resume} has nothing left to do.", note=f"It is at step {first} of {steps}.")
+    first = 0 if resume is None else resumed(resume, model, shadow, optimizer, target, steps)
     torch.manual_seed(seed + first)
     switch = 0 if refine is not None else max(1, round(VAE_SHARE * steps))
     levels = NoiseLevels(target)
@@ -529,11 +525,7 @@ def herds_ahead(herds: Herds, steps: range, workers: int) -> Iterator[list[Herd]
     # Processes, since what makes animals is many small operations; not copies of this one, which holds the GPU.
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(workers, context, torch.set_num_threads, (1,)) as pool:
-        ahead = deque(pool.submit(_arrays, herds, step) for step in steps[: 2 * workers])
-        for step in steps:
-            arrays = ahead.popleft().result()
-            if step + 2 * workers < steps.stop:
-                ahead.append(pool.submit(_arrays, herds, step + 2 * workers))
+        for arrays in ahead(pool, partial(_arrays, herds), steps, 2 * workers):
             yield [Herd(*map(torch.from_numpy, herd)) for herd in arrays]
 
 

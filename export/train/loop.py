@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 import pickle
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from edge4d.runtime.errors import BackendUnavailable, InvalidCheckpoint
+from edge4d.runtime.errors import BackendUnavailable, InvalidCheckpoint, InvalidRequest
+
+Made = TypeVar("Made")
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -37,22 +43,40 @@ def descend(optimizer: torch.optim.Optimizer, terms: dict[str, Tensor], learned:
     optimizer.step()
 
 
+def ahead(pool: Executor, make: Callable[[int], Made], steps: range, count: int) -> Iterator[Made]:
+    """What is made for each step; `count` of them are begun before they are needed."""
+    begun = deque(pool.submit(make, step) for step in steps[:count])
+    for step in steps:
+        made = begun.popleft().result()
+        if step + count < steps.stop:
+            begun.append(pool.submit(make, step + count))
+        yield made
+
+
 def resumed(
-    path: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device
+    path: Path, model: nn.Module, shadow: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device, steps: int
 ) -> int:
-    """Loads a `training.pt`; the step it is at. Raises InvalidCheckpoint."""
+    """Loads a `training.pt`; the step it is at.
+
+    Raises:
+        InvalidCheckpoint: it cannot be read, or is another network's.
+        InvalidRequest: it has done all of `steps`.
+    """
     try:
         state = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
         shadow.load_state_dict(state["shadow"])
         optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        step = int(state["step"])
     except (OSError, KeyError, TypeError, ValueError, RuntimeError, pickle.UnpicklingError) as cause:
         raise InvalidCheckpoint(
             f"Training cannot go on from {path}.",
             note=str(cause)[:300],
             hint="Use the training.pt of the same network.",
         ) from cause
+    if step >= steps:
+        raise InvalidRequest(f"{path} has nothing left to do.", note=f"It is at step {step} of {steps}.")
+    return step
 
 
 @torch.no_grad()

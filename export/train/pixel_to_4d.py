@@ -25,7 +25,7 @@ from torch.nn import functional
 from edge4d.export.checkpoints import checkpoint_metadata, load_checkpoint, save_checkpoint
 from edge4d.export.models.pixel_to_4d import gaussians, street, street_config
 from edge4d.export.models.pixel_to_4d.motion import move
-from edge4d.export.train.loop import average, descend, learning_rate, resumed, save, training_device
+from edge4d.export.train.loop import ahead, average, descend, learning_rate, resumed, save, training_device
 from edge4d.export.train.losses import diagonal_gaussian_kl, ssim
 from edge4d.export.train.rasterize import rasterize
 from edge4d.export.worlds import street as world
@@ -379,11 +379,7 @@ def validate(
 def streets_ahead(seed: int, start: int, steps: int, batch: int) -> Iterator[world.Street]:
     """The streets of each step, sampled while the step before is computed."""
     with ThreadPoolExecutor(2) as pool:
-        ahead = [pool.submit(world.training_streets, seed, step, batch) for step in range(start, min(start + 4, steps))]
-        for step in range(start, steps):
-            yield ahead.pop(0).result()
-            if step + 4 < steps:
-                ahead.append(pool.submit(world.training_streets, seed, step + 4, batch))
+        yield from ahead(pool, lambda step: world.training_streets(seed, step, batch), range(start, steps), 4)
 
 
 def train(
@@ -437,11 +433,7 @@ def train(
     about.update({"seed": seed, "batch": batch, "size": list(size), "schedule": steps})
     if refine is not None:
         about["refined_from"] = checkpoint_metadata(refine)
-    first = 0
-    if resume is not None:
-        first = resumed(resume, model, shadow, optimizer, target)
-        if first >= steps:
-            raise InvalidRequest(f"{resume} has nothing left to do.", note=f"It is at step {first} of {steps}.")
+    first = 0 if resume is None else resumed(resume, model, shadow, optimizer, target, steps)
     generator = torch.Generator().manual_seed(seed + first)
     began = time.monotonic()
     with (out / "log.jsonl").open("a") as log:

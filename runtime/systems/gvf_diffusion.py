@@ -278,15 +278,13 @@ class GvfDiffusion(Pipeline):
     ) -> Float32Array:
         """Changes [T,N,14] of Gaussians that follow pictures [T,S,S,3]."""
         with self.timings.stage("points"):
-            positions, static = (
-                cpu.farthest_point_sample(gaussians.means, count=count)
-                for count in (self._latents, self._static_points)
-            )
+            # The farthest of fewer are the first of these.
+            farthest = cpu.farthest_point_sample(gaussians.means, count=max(self._latents, self._static_points))
         channels = int(self.bundle.stage("dit_step").input("x").shape[2])
         inputs = {
             "images": self._run(self._features(), {"pictures": _network_pictures(pictures)})["images"],
-            "static": query_from_gaussians(gaussians)[static],
-            "positions": gaussians.means[positions],
+            "static": query_from_gaussians(gaussians)[farthest[: self._static_points]],
+            "positions": gaussians.means[farthest[: self._latents]],
             "noise": sampling.random.standard_normal((len(pictures), self._latents, channels), np.float32),
         }
         backend, steps = self.backend, sampling.steps

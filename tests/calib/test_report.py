@@ -12,7 +12,6 @@ from PIL import Image
 
 from edge4d.calib.report import html, truth_of
 from edge4d.calib.speed import StageSpeed
-from edge4d.runtime import cli
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 VOID = {"meta", "wbr", "br", "img", "polygon", "line"}
@@ -99,16 +98,9 @@ def test_photographs_have_no_truth(int8):
 
 
 @pytest.fixture
-def run(capsys, tmp_path, monkeypatch):
-    """Runs the command line with a cache of its own; gives exit code, standard output and standard error."""
+def run(run, tmp_path, monkeypatch):
+    """The same with a cache of its own."""
     monkeypatch.setenv("EDGE4D_CACHE", str(tmp_path / "cache"))
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
     return run
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import edge4d
-from edge4d.runtime import bundle_engines, cli
+from edge4d.runtime import bundle_engines
 
 COMMANDS = ("generate", "render", "info", "evaluate", "world", "export", "train", "build", "profile", "doctor")
 
@@ -24,19 +24,6 @@ def photo(tmp_path: Path) -> Path:
     pixels[10:20, 20:40] = (250, 60, 60)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command line; gives exit code, standard output and standard error."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
-
-    return run
 
 
 def test_from_photograph_to_video(run, photo, tiny_bundle, tmp_path):

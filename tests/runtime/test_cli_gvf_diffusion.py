@@ -35,18 +35,17 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, random_gvf_bundle):
-    def run(*arguments: object, bundle: object = random_gvf_bundle) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["generate", *map(str, arguments), "--bundle", str(bundle)])
-        captured = capsys.readouterr()
-        return int(stop.value.code or 0), captured.out, captured.err
+def generate(run, random_gvf_bundle):
+    """`edge4d generate` with the random bundle, or another."""
 
-    return run
+    def generate(*arguments: object, bundle: object = random_gvf_bundle) -> tuple[int, str, str]:
+        return run("generate", *arguments, "--bundle", bundle)
+
+    return generate
 
 
-def test_from_video_to_video(run, files, tmp_path):
-    code, out, err = run(
+def test_from_video_to_video(generate, files, tmp_path):
+    code, out, err = generate(
         *(files / "video", "--canonical", files / "asset.ply", "--masks", files / "masks", "--source-fps", 4),
         *("--save-scene", tmp_path / "scene.safetensors", "--seconds", 1, "--steps", 3, "--anchors", 100),
         *("--size", "66x64", "--seed", 2, "-o", tmp_path / "frames"),
@@ -61,15 +60,17 @@ def test_from_video_to_video(run, files, tmp_path):
         assert word in err
 
 
-def test_from_mesh_to_video(run, files, tmp_path):
-    code, _, err = run("--mesh", files / "cube.glb", "--camera", "orbit", "--size", "64x64", "-o", tmp_path / "out.mp4")
+def test_from_mesh_to_video(generate, files, tmp_path):
+    code, _, err = generate(
+        "--mesh", files / "cube.glb", "--camera", "orbit", "--size", "64x64", "-o", tmp_path / "out.mp4"
+    )
     assert code == 0, err
     assert (tmp_path / "out.mp4").stat().st_size > 500
     assert "encode" in err
 
 
-def test_from_video_alone_to_video(run, files, tiny_gvf_bundle, tmp_path):
-    code, out, err = run(
+def test_from_video_alone_to_video(generate, files, tiny_gvf_bundle, tmp_path):
+    code, out, err = generate(
         *(files / "video", "--masks", files / "masks", "--save-scene", tmp_path / "scene.safetensors"),
         *("--steps", 2, "--size", "64x64", "-o", tmp_path / "frames"),
         bundle=tiny_gvf_bundle,
@@ -104,7 +105,7 @@ def test_from_video_alone_to_video(run, files, tiny_gvf_bundle, tmp_path):
         (("VIDEO", "--canonical", "PLY", "--seed", "-1"), "-1, a whole number"),
     ],
 )
-def test_errors_say_what_to_do(run, files, tmp_path, monkeypatch, arguments, words):
+def test_errors_say_what_to_do(generate, files, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     names = {
         "VIDEO": files / "video",
@@ -112,7 +113,7 @@ def test_errors_say_what_to_do(run, files, tmp_path, monkeypatch, arguments, wor
         "PLY": files / "asset.ply",
         "GLB": files / "cube.glb",
     }
-    code, out, err = run(*(names.get(word, word) for word in arguments), "-o", "out")
+    code, out, err = generate(*(names.get(word, word) for word in arguments), "-o", "out")
     assert (code, out) == (1, "")
     assert words in err
     assert "Hint: " in err
@@ -120,10 +121,10 @@ def test_errors_say_what_to_do(run, files, tmp_path, monkeypatch, arguments, wor
     assert not any(tmp_path.iterdir())
 
 
-def test_a_scene_of_one_frame_is_said_to_stand_still(run, files, tmp_path):
+def test_a_scene_of_one_frame_is_said_to_stand_still(generate, files, tmp_path):
     picture, mask = files / "video" / "0.jpg", files / "masks" / "0.png"
     options = ("--canonical", files / "asset.ply", "--masks", mask, "--steps", 1, "--size", "32x32")
-    code, _, err = run(picture, *options, "-o", tmp_path / "frames")
+    code, _, err = generate(picture, *options, "-o", tmp_path / "frames")
     assert code == 0, err
     assert "The scene stands still" in err
 
@@ -143,9 +144,9 @@ def test_of_many_tensors_some_are_told():
     assert cell.endswith("x8 1, 3 more")
 
 
-def test_a_video_or_a_mesh(run, files):
-    assert run("-o", "out")[0] == 2
-    assert run(files / "video", "--mesh", files / "cube.glb", "-o", "out")[0] == 2
+def test_a_video_or_a_mesh(generate, files):
+    assert generate("-o", "out")[0] == 2
+    assert generate(files / "video", "--mesh", files / "cube.glb", "-o", "out")[0] == 2
 
 
 def test_options_of_videos_mean_nothing_to_photographs(capsys, tmp_path):
