@@ -4,9 +4,10 @@ Types are in the graph (strongly typed TensorRT takes them as they are): half in
 wherever the two meet. The converters of onnxruntime and onnxconverter-common cast every island's inner values to half
 and back, which loses the digits that the island is there to keep; here a value changes type at an island's edge only.
 
-A bundle with both variants has each large weight once, in half: the fp32 graph casts it up and computes in float32 from
-there on. That makes the bundle three times smaller than a copy per variant. Rounding moves a weight by at most 2^-11 of
-itself, 5e-4, far below how well training determines it; a weight that half would move further stays float32.
+A bundle with both variants has the same weights in both, the large ones once, in half: the fp32 graph casts them up and
+computes in float32 from there on. That makes the bundle three times smaller than a copy per variant, and it brings the
+variants closer: a bias that is rounded in one of them alone shows in every pixel. Rounding moves a weight by at most
+2^-11 of itself, 5e-4, far below how well training determines it; a weight that half would move further stays float32.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ KEEP = frozenset(_NORMALISATIONS | _REDUCTIONS | _STEEP | _SOURCES)
 _MOVES = {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice"}
 _MOVES |= {"Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 # They only move values: float32 in, float32 out, so that an island's inputs arrive whole.
+_RESHAPES = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def fp16_from_fp32(model: ModelProto, *, fp32_scopes: Iterable[str] = ()) -> ModelProto:
@@ -60,20 +62,22 @@ def fp16_from_fp32(model: ModelProto, *, fp32_scopes: Iterable[str] = ()) -> Mod
 
 
 def with_half_weights(model: ModelProto, half: ModelProto) -> ModelProto:
-    """A graph whose large weights are the ones of `half`, its fp16 variant; a Cast makes each one float32.
+    """A graph with the weights of `half`, its fp16 variant. It shares the large ones, each with a Cast to float32.
 
-    A weight stays float32 where `half` reads it in float32 too, or half does not hold it to `WEIGHT_LOSS`. ONNX Runtime
-    and TensorRT fold the casts when they load the graph.
+    A weight stays as it is where `half` reads it in float32 too, or half does not hold it to `WEIGHT_LOSS`. ONNX
+    Runtime and TensorRT fold the casts when they load the graph.
     """
     halves = {tensor.name: tensor for tensor in half.graph.initializer}
     tensors, casts = [], []
     for tensor in model.graph.initializer:
         name, rounded = tensor.name, halves.get(f"{tensor.name}.fp16")
-        if rounded is not None and name not in halves and is_large(rounded) and _loss(tensor, rounded) <= WEIGHT_LOSS:
+        if rounded is None or name in halves or not rounded.dims or _loss(tensor, rounded) > WEIGHT_LOSS:
+            tensors.append(tensor)
+        elif is_large(rounded):
             tensors.append(rounded)
             casts.append(helper.make_node("Cast", [rounded.name], [name], name=f"cast/{name}", to=FLOAT))
-        else:
-            tensors.append(tensor)
+        else:  # TensorRT takes no biases that are computed, by a Cast either
+            tensors.append(_single(rounded, name))
     return like(model, node=[*casts, *model.graph.node], initializer=tensors)
 
 
@@ -87,26 +91,34 @@ def rounded_to_half(model: ModelProto) -> ModelProto:
     """An fp16 graph in float32 arithmetic, every half value rounded as half hardware does: overflow becomes infinite.
 
     ONNX Runtime computes half graphs on the CPU in float32 and leaves the roundings between nodes out, so that it shows
-    less of what half precision loses than a GPU does; this graph shows all of it.
+    less of what half precision loses than a GPU does; this graph shows all of it. That includes float32 values that are
+    reshaped: beside halves, TensorRT 8.6 may make halves of them (see `edge4d.runtime.engine_from_onnx.keep_types`).
     """
     types = _types(model, inner_types(model, strict=True))
+    kinds = (HALF, FLOAT) if HALF in types.values() else ()
+    rounded = {
+        name
+        for node in model.graph.node
+        for name in node.output
+        if name and types[name] in (kinds if node.op_type in _RESHAPES else kinds[:1])
+    }
     values = model.graph.value_info
     return like(
         model,
-        node=[made for node in model.graph.node for made in _rounding(node, types)],
-        value_info=[_retyped(v, f"{v.name}.exact", FLOAT) if types[v.name] == HALF else v for v in values],
-        initializer=[_single(tensor) if tensor.data_type == HALF else tensor for tensor in model.graph.initializer],
+        node=[made for node in model.graph.node for made in _rounding(node, types, rounded)],
+        value_info=[_retyped(v, f"{v.name}.exact", FLOAT) if v.name in rounded else v for v in values],
+        initializer=[_single(t, t.name) if t.data_type == HALF else t for t in model.graph.initializer],
     )
 
 
-def _rounding(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
+def _rounding(node: NodeProto, types: dict[str, int], rounded: set[str]) -> list[NodeProto]:
     exact = NodeProto()
     exact.CopyFrom(node)
     if node.op_type == "Cast" and HALF in (types[node.input[0]], types[node.output[0]]):
         exact.attribute[0].i = FLOAT if types[node.output[0]] == HALF else types[node.output[0]]
     nodes = [exact]
     for index, name in enumerate(node.output):
-        if name and types[name] == HALF:
+        if name in rounded:
             exact.output[index] = f"{name}.exact"
             nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.half"], to=HALF))
             nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=FLOAT))
@@ -263,8 +275,8 @@ def _half_holds(tensor: TensorProto) -> bool:
     return not lost and bool(np.isfinite(half).all())
 
 
-def _single(tensor: TensorProto) -> TensorProto:
-    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name)
+def _single(tensor: TensorProto, name: str) -> TensorProto:
+    return numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), name)
 
 
 def _half(tensor: TensorProto, name: str) -> TensorProto:

@@ -27,7 +27,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, Optional, TypeVar, Union
@@ -271,6 +271,28 @@ class Bundle:
                 hint=f"System '{self.system}' needs it: export the bundle again.",
             )
         return self.stages[name]
+
+    @property
+    def inputs(self) -> set[str]:
+        """The tensors that stages take, and none makes."""
+        stages = self.stages.values()
+        return {tensor.name for stage in stages for tensor in stage.inputs} - {
+            tensor.name for stage in stages for tensor in stage.outputs
+        }
+
+    def leading_to(self, wanted: Iterable[str], given: Collection[str]) -> tuple[list[str], set[str]]:
+        """What makes some tensors of others; those of the same name are one.
+
+        Returns:
+            The names of the stages that must run, in their order, and the tensors that nothing makes.
+        """
+        names, missing = [], set(wanted).difference(given)
+        for stage in reversed(tuple(self.stages.values())):
+            made = {tensor.name for tensor in stage.outputs}
+            if made & missing:
+                names.append(stage.name)
+                missing = (missing - made) | {tensor.name for tensor in stage.inputs}.difference(given)
+        return names[::-1], missing
 
 
 @dataclass(frozen=True)

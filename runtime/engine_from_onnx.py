@@ -23,7 +23,7 @@ from typing import Any, Callable, NamedTuple, Optional
 from edge4d.runtime.errors import BackendUnavailable, EngineNotBuilt
 
 LIBRARIES = ("tensorrt", "tensorrt_rtx")
-RECIPE = 2
+RECIPE = 3
 """Goes up when a build does something else with the same request: engines of before are then built again."""
 
 _COMPLAINTS = ("[E]", "[!]")  # marks of TensorRT's and Polygraphy's errors
@@ -191,9 +191,11 @@ def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:
     builder, network, parser = polygraphy.network_from_onnx_path(
         str(request.onnx), strongly_typed=hasattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED")
     )
-    if weakly_typed(trt):
-        keep_types(trt, network, graph_types(request.onnx))
     arguments = config_arguments(trt, request)
+    if weakly_typed(trt):
+        types = graph_types(request.onnx)
+        arguments.update(flags_of_types(types))
+        keep_types(trt, network, types)
     if hasattr(trt, "IProgressMonitor"):
         arguments["progress_monitor"] = _monitor(trt, report)
     arguments["profiles"] = [_profile(polygraphy, request.profiles)]
@@ -203,7 +205,7 @@ def _build(request: BuildRequest, report: Callable[..., None]) -> bytes:
         config = polygraphy.CreateConfig(**arguments)
     report("build")
     network_and_parser = (builder, network, parser)
-    if request.timing_cache is None:
+    if request.timing_cache is None or weakly_typed(trt):  # 8.6 writes timings that it cannot read
         return bytes(polygraphy.engine_bytes_from_network(network_and_parser, config))
     partial = request.timing_cache.with_suffix(f".{os.getpid()}.partial")
     engine = bytes(polygraphy.engine_bytes_from_network(network_and_parser, config, save_timing_cache=str(partial)))
@@ -226,9 +228,10 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
         types: "float32", "float16" or another, of the graph's tensors by name.
     """
     kinds = trt.LayerType
-    decided = (kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE)  # they say themselves what they give
+    # The first three say themselves what they give. What reshapes is left to 8.6, which fuses it into nodes that have
+    # one type for all such layers, and fails where that is not theirs: float32 may pass through halves there.
+    decided = (kinds.CAST, kinds.QUANTIZE, kinds.DEQUANTIZE, kinds.SHUFFLE)
     floats = {"float32": trt.float32, "float16": trt.float16}
-    constant = _constants(trt, network)
     wanted = None
     for index in reversed(range(network.num_layers)):
         layer = network.get_layer(index)
@@ -239,25 +242,11 @@ def keep_types(trt: Any, network: Any, types: Mapping[str, str]) -> None:
             continue
         if layer.num_inputs and layer.get_input(0).is_shape_tensor:  # computed on the host
             continue
-        if layer.type == kinds.SHUFFLE and constant.issuperset(names):
-            continue  # 8.6 shapes constants before it types them: whatever it fuses them into decides on their type
         outputs = [i for i in range(layer.num_outputs) if layer.get_output(i).dtype in floats.values()]
         if outputs:
             layer.precision = wanted
         for i in outputs:
             layer.set_output_type(i, wanted)
-
-
-def _constants(trt: Any, network: Any) -> set[str]:
-    """Tensors that are the same whatever the network is given, but for their shapes, by name."""
-    kinds = trt.LayerType
-    shaped = (kinds.SHUFFLE, kinds.SLICE)  # what else these take is a shape
-    found: set[str] = set()
-    for layer in map(network.get_layer, range(network.num_layers)):
-        inputs = [layer.get_input(i) for i in range(1 if layer.type in shaped else layer.num_inputs)]
-        if layer.type == kinds.CONSTANT or (inputs and all(tensor and tensor.name in found for tensor in inputs)):
-            found.update(layer.get_output(i).name for i in range(layer.num_outputs))
-    return found
 
 
 def graph_types(onnx_path: Path) -> dict[str, str]:
@@ -286,17 +275,22 @@ def config_arguments(trt: Any, request: BuildRequest) -> dict[str, Any]:
         arguments["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: options.workspace_mib << 20}
     if options.hardware_compatible:
         arguments["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if request.timing_cache and request.timing_cache.is_file():
+    if request.timing_cache and request.timing_cache.is_file() and not weakly_typed(trt):
         arguments["load_timing_cache"] = str(request.timing_cache)
     if request.compute_capability:
         major, minor = request.compute_capability[:-1], request.compute_capability[-1]
         arguments["compute_capabilities"] = [(int(major), int(minor))]
     if weakly_typed(trt):
         arguments["precision_constraints"] = "obey"
-        arguments["fp16"] = request.precision in ("fp16", "int8")
-        arguments["int8"] = request.precision == "int8"
         arguments["tactic_sources"] = _tactic_sources(trt)
     return arguments
+
+
+def flags_of_types(types: Mapping[str, str]) -> dict[str, bool]:
+    """Polygraphy's arguments that let 8.6 compute in the types of a graph, and in no other: what has no half in it is
+    exact to float32 whatever is made of it."""
+    found = set(types.values())
+    return {"fp16": bool(found & {"float16", "int8"}), "int8": "int8" in found}
 
 
 def _tactic_sources(trt: Any) -> list[Any]:

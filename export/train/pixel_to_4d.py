@@ -301,7 +301,7 @@ def losses(
     likely = (torch.arange(count, device=mean.device) % 2 == 0)[:, None, None, None]
     noise = torch.where(likely, 0.0, drawn)
     with half:
-        raw, motion = model.core.maps(sample.photo, depth, seen, noise, sample.intrinsics)
+        raw, motion = model.core(sample.photo, depth, seen, noise, sample.intrinsics)
     raw, motion = raw.float(), motion.float()
     scene = model.core.lift(raw, motion, sample.photo, depth, seen, sample.intrinsics)
     image, _ = render_views(scene, sample)

@@ -1,14 +1,17 @@
 """Pixel-to-4D: from one photograph to a scene, in one pass.
 
-photograph → perceive → depth, instance ids      each may be given by the user instead
-           → core     → Gaussians per pixel, and a motion polynomial in time per instance
+photograph → perceive, readout → depth, instance ids      each may be given by the user instead
+           → core, lift        → Gaussians per pixel, and a motion polynomial in time per instance
            → Scene4D
+
+Large bundles have a stage `dino` before `core`. `readout` and `lift` are arithmetic in float32, whatever the networks'
+precision.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 import numpy as np
@@ -16,7 +19,7 @@ from numpy.typing import NDArray
 
 from edge4d.runtime.backends import Backend
 from edge4d.runtime.bundle import Bundle
-from edge4d.runtime.errors import InvalidPicture, InvalidRequest
+from edge4d.runtime.errors import InvalidPicture, InvalidRequest, StageNotInBundle
 from edge4d.runtime.example_inputs import picture
 from edge4d.runtime.motion import Poly
 from edge4d.runtime.photo import Photo, read_photo
@@ -28,6 +31,12 @@ if TYPE_CHECKING:
     from edge4d.runtime.systems.pixel_to_4d_live import LivePixelTo4D
 
 PathLike = Union[str, "os.PathLike[str]"]
+
+SCENE = ("means", "quats", "scales", "opacities", "colors", "groups", "centres", "linear", "angular")
+"""The tensors that a scene is made of."""
+
+PERCEIVED = ("depth", "instances")
+"""The tensors that stages make unless the user has them."""
 
 MIN_OPACITY = 1.0 / 255.0  # below it no pixel changes: the rasterizer culls there
 
@@ -69,6 +78,7 @@ class PixelTo4D(Pipeline):
 
         Raises:
             InvalidPicture, InvalidRequest: an argument that cannot be used.
+            StageNotInBundle: the bundle lacks a network for this.
             EngineFailed: a network could not be run.
         """
         self.timings = Timings()
@@ -86,18 +96,18 @@ class PixelTo4D(Pipeline):
             )
             stage.record({"image": seen.image})
         self.camera_source = seen.camera_source
-        inputs = self.network_inputs(seen)
-        perceived = self._perceive(seen, inputs)
-        gaussians = self._core(inputs, perceived, self.noise(size, seed, temperature))
+        tensors = self.network_inputs(seen, seed, temperature)
+        for name in self.stages_for(tensors):
+            tensors = {**self._run(name, tensors), **tensors}
         with self.timings.stage("scene") as stage:
-            scene = self._scene(gaussians, seen, background)
+            scene = self._scene(tensors, seen, background)
             stage.record({"means": scene.means})
         return scene
 
     def example_scene(self, size: Optional[tuple[int, int]] = None) -> Scene4D:
         size = self._checked_size(size)
         image, instances = picture(*size)
-        if "perceive" in self.bundle.stages:
+        if not self.bundle.inputs.intersection(PERCEIVED):
             return self.generate(image, size=size)
         depth = np.full(instances.shape, _EXAMPLE_DEPTH, np.float32)
         return self.generate(image, size=size, depth=depth, instances=instances)
@@ -123,34 +133,51 @@ class PixelTo4D(Pipeline):
 
     # --- the chain ----------------------------------------------------------------------------------------------------
 
-    def network_inputs(self, seen: Photo) -> Tensors:
-        """What every network takes: image [1,3,H,W] and intrinsics [1,4]."""
-        image = np.ascontiguousarray(seen.image.transpose(2, 0, 1)[None])
-        return {"image": image, "intrinsics": np.array([seen.camera.intrinsics], np.float32)}
+    def network_inputs(self, seen: Photo, seed: Optional[int], temperature: Optional[float]) -> Tensors:
+        """What the first networks take: image [1,3,H,W], intrinsics [1,4], noise, and of depth [1,1,H,W] and instances
+        [1,H,W] what the user gave.
 
-    def _perceive(self, seen: Photo, inputs: Tensors) -> Tensors:
-        """Depth [1,1,H,W] and instances [1,H,W]: the user's, and the network's where the user gave none."""
-        perceived: Tensors = {}
-        if seen.depth is None or seen.instances is None:
-            self._check_perceives()
-            perceived = self._run("perceive", inputs)
+        Raises:
+            InvalidPicture, InvalidRequest: see `generate`.
+        """
+        size = seen.camera.width, seen.camera.height
+        tensors: Tensors = {
+            "image": np.ascontiguousarray(seen.image.transpose(2, 0, 1)[None]),
+            "intrinsics": np.array([seen.camera.intrinsics], np.float32),
+            "noise": self._noise(size, seed, temperature),
+        }
         if seen.depth is not None:
-            perceived["depth"] = seen.depth[None, None]
+            tensors["depth"] = seen.depth[None, None]
         if seen.instances is not None:
-            perceived["instances"] = self.checked_instances(seen.instances)[None]
-        return perceived
+            tensors["instances"] = self._checked_instances(seen.instances)[None]
+        return tensors
 
-    def _core(self, inputs: Tensors, perceived: Tensors, noise: NDArray[np.float32]) -> Tensors:
-        tensors = {**inputs, "depth": perceived["depth"], "instances": perceived["instances"], "noise": noise}
-        if "dino" in self.bundle.stages:
-            tensors["features"] = self._run("dino", {"image": inputs["image"]})["features"]
-        return self._run("core", tensors)
+    def stages_for(self, given: Collection[str]) -> list[str]:
+        """The stages that make a scene of these tensors, in their order.
 
-    def _scene(self, core: Tensors, seen: Photo, background: tuple[float, float, float]) -> Scene4D:
-        kept = core["opacities"][0] >= MIN_OPACITY
-        means, quats, scales, opacities, colors, groups = (
-            core[name][0][kept] for name in ("means", "quats", "scales", "opacities", "colors", "groups")
-        )
+        Raises:
+            InvalidRequest: nothing makes depth or instances.
+            StageNotInBundle: nothing makes another tensor.
+        """
+        names, missing = self.bundle.leading_to(SCENE, given)
+        if missing.intersection(PERCEIVED):
+            raise InvalidRequest(
+                f"The bundle '{self.bundle.name}' cannot see depth and instances by itself.",
+                note=f"Its stages are {', '.join(self.bundle.stages)}.",
+                hint="Give both: --depth FILE --instances FILE.",
+            )
+        if missing:
+            raise StageNotInBundle(
+                f"The bundle '{self.bundle.name}' lacks a stage.",
+                note=f"None of its stages, {', '.join(self.bundle.stages)}, makes {', '.join(sorted(missing))}.",
+                hint="Export the bundle again, with all of its networks.",
+            )
+        return names
+
+    def _scene(self, tensors: Tensors, seen: Photo, background: tuple[float, float, float]) -> Scene4D:
+        made = {name: tensors[name][0] for name in SCENE}
+        kept = made["opacities"] >= MIN_OPACITY
+        means, quats, scales, opacities, colors, groups = (made[name][kept] for name in SCENE[:6])
         config = self.bundle.config
         return Scene4D(
             means=means,
@@ -160,7 +187,7 @@ class PixelTo4D(Pipeline):
             colors=colors,
             groups=groups,
             camera=seen.camera,
-            motion=(Poly(core["centres"][0], core["linear"][0], core["angular"][0]),),
+            motion=(Poly(made["centres"], made["linear"], made["angular"]),),
             t1=(config["frames"] - 1) / config["fps"],
             fps=config["fps"],
             background=background,
@@ -169,7 +196,7 @@ class PixelTo4D(Pipeline):
 
     # --- pieces -------------------------------------------------------------------------------------------------------
 
-    def noise(self, size: tuple[int, int], seed: Optional[int], temperature: Optional[float]) -> NDArray[np.float32]:
+    def _noise(self, size: tuple[int, int], seed: Optional[int], temperature: Optional[float]) -> NDArray[np.float32]:
         """temperature · N(0, 1) in the shape that the core takes, for photographs of this (width, height).
 
         Raises:
@@ -201,15 +228,7 @@ class PixelTo4D(Pipeline):
             )
         return size
 
-    def _check_perceives(self) -> None:
-        if "perceive" not in self.bundle.stages:
-            raise InvalidRequest(
-                f"The bundle '{self.bundle.name}' cannot see depth and instances by itself.",
-                note=f"Its stages are {', '.join(self.bundle.stages)}.",
-                hint="Give both: --depth FILE --instances FILE.",
-            )
-
-    def checked_instances(self, instances: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _checked_instances(self, instances: NDArray[np.int32]) -> NDArray[np.int32]:
         """Ids below the bundle's number of groups; larger ones are renumbered from 1, in their order.
 
         Raises:

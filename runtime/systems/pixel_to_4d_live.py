@@ -19,6 +19,7 @@ from edge4d.runtime.errors import BackendUnavailable, InvalidRequest
 from edge4d.runtime.photo import read_photo
 from edge4d.runtime.scene import Scene4D
 from edge4d.runtime.scene_on_device import SceneOnDevice
+from edge4d.runtime.systems.pixel_to_4d import PERCEIVED, SCENE
 
 if TYPE_CHECKING:
     from edge4d.runtime.systems.pixel_to_4d import PixelTo4D
@@ -45,16 +46,13 @@ class LivePixelTo4D:
             )
         bundle, self.size = pipeline.bundle, size
         self._pipeline = pipeline
-        stages = [name for name in ("perceive", "dino", "core") if name in bundle.stages]
-        if not predict and "perceive" in stages:
-            stages.remove("perceive")
-        sizes = {"W": size[0], "H": size[1]}
+        given = bundle.inputs.difference(PERCEIVED) if predict else bundle.inputs.union(PERCEIVED)
         self.chain = Chain(
             pipeline.backend,
             bundle,
-            stages,
+            pipeline.stages_for(given),
             pipeline.precision,
-            sizes,
+            {"W": size[0], "H": size[1]},
             stream=None if stream is None else Stream(stream),
         )
         self._done = Event()
@@ -92,12 +90,7 @@ class LivePixelTo4D:
             fov=fov,
             background=self.scene.background,
         )
-        inputs = {**self._pipeline.network_inputs(seen), "noise": self._pipeline.noise(self.size, seed, temperature)}
-        if seen.depth is not None:
-            inputs["depth"] = seen.depth[None, None]
-        if seen.instances is not None:
-            inputs["instances"] = self._pipeline.checked_instances(seen.instances)[None]
-        self.run(inputs)
+        self.run(self._pipeline.network_inputs(seen, seed, temperature))
         self.scene.about = replace(self.scene.about, camera=seen.camera)
         return self.scene
 
@@ -117,7 +110,8 @@ class LivePixelTo4D:
         self._done.record(self.chain.stream)
 
     def _scene_of_outputs(self) -> SceneOnDevice:
-        tensors = {name: array.view(array.shape[1:]) for name, array in self.chain.outputs.items()}
+        made = {name: self.chain.outputs[name] for name in SCENE}
+        tensors = {name: array.view(array.shape[1:]) for name, array in made.items()}
         return SceneOnDevice(
             self._about(),
             StoredGaussians(means=tensors["means"], quats=tensors["quats"]),

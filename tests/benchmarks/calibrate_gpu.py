@@ -58,7 +58,7 @@ def of_bundle(options: argparse.Namespace, backend: TimingBackend) -> list[dict[
     made = calibrate(bundle, data, options.output, keep_above=options.keep_above, tensorrt=backend)
     found = {(speed.stage, speed.precision): speed for speed in speeds(made.bundle, backend, size, options.runs)}
     rows = []
-    for stage in made.bundle.stages:
+    for stage in read_stages(bundle):
         layers = [layer for layer in made.results.layers if layer.stage == stage]
         fp16, int8 = ((found[stage, precision].ms, found[stage, precision].engine_bytes) for precision in PRECISIONS)
         row = {"name": f"{bundle.name} {stage}", "layers": len(layers)}
@@ -70,7 +70,8 @@ def of_bundle(options: argparse.Namespace, backend: TimingBackend) -> list[dict[
 
 def of_paper(options: argparse.Namespace, backend: TimingBackend) -> list[dict[str, Any]]:
     bundle = Bundle.load(options.paper)
-    inputs = [workloads.paper_inputs(seed)._asdict() for seed in range(SEEN)]
+    taken = [tensor.name for tensor in bundle.stage("core").inputs]
+    inputs = [{name: getattr(workloads.paper_inputs(seed), name) for name in taken} for seed in range(SEEN)]
 
     def run(watching: WatchingBackend) -> None:
         with watching.engine(bundle, "core", "fp32") as engine:

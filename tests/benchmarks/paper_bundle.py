@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from workloads import PAPER_GRID, PAPER_SIZE, PaperInputs, paper_inputs
+from workloads import PAPER_GRID, PAPER_SIZE, paper_inputs
 
 from edge4d.export.bundle_from_model import bundle_from_model
 from edge4d.export.checkpoints import save_checkpoint
@@ -38,21 +37,37 @@ def main() -> None:
     about = paper.description()
     about["config"].update(size=list(PAPER_SIZE), frames=24, fps=12)
     about.update(camera=Camera.from_fov(*PAPER_SIZE, 60.0), provenance={"weights": "random", "seed": SEED})
-    bundle_from_model(CoreOnly(paper), output, **about)
+    bundle_from_model(WithoutTeacher(paper), output, **about)
     save_checkpoint(paper.core.half(), output.with_suffix(".safetensors"))
     print(output)
 
 
-class CoreOnly:
-    """What is exported: the stage `core`, for one size of photographs, as a compiler of the peer's sees it too."""
+class WithoutTeacher:
+    """What is exported: `core` and `lift`, for one size of photographs, as a compiler of the peer's sees it too."""
 
     def __init__(self, paper: Paper) -> None:
         self.paper = paper
 
     def stages(self) -> list[ExportStage]:
-        core = next(stage for stage in self.paper.stages() if stage.name == "core")
         axes = tuple(Axis(name, side, side, side, 32) for name, side in zip("WH", PAPER_SIZE))
-        return [dataclasses.replace(core, axes=axes, example=_example)]
+        tensors = example_tensors(self.paper.core)
+
+        def taken(stage: ExportStage) -> tuple[Tensor, ...]:
+            return tuple(tensors[tensor.name] for tensor in stage.inputs)
+
+        return [
+            dataclasses.replace(stage, axes=axes, example=lambda sizes, stage=stage: taken(stage))
+            for stage in self.paper.stages()
+            if stage.name != "dino"
+        ]
+
+
+@torch.no_grad()
+def example_tensors(core: PaperCore) -> dict[str, Tensor]:
+    """What the stages take, by name."""
+    given = {name: torch.from_numpy(array) for name, array in paper_inputs(seed=1)._asdict().items()}
+    decoded = core(given["image"], given["depth"], given["features"], given["noise"])
+    return {**given, **dict(zip(("gaussian_maps", "motion_maps"), decoded))}
 
 
 def random_paper() -> Paper:
@@ -85,14 +100,9 @@ def with_unit_deviations(core: PaperCore) -> None:
 
     convolutions = [module for module in core.modules() if isinstance(module, nn.Conv2d) and module != core.dec_s.head]
     hooks = [convolution.register_forward_hook(scale) for convolution in convolutions]
-    core(*_example({}))
+    example_tensors(core)
     for hook in hooks:
         hook.remove()
-
-
-def _example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
-    inputs: PaperInputs = paper_inputs(seed=1)
-    return tuple(torch.from_numpy(array) for array in inputs)
 
 
 if __name__ == "__main__":

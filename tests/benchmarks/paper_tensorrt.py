@@ -16,6 +16,7 @@ from workloads import PAPER_SIZE
 
 import edge4d
 from edge4d.runtime.renderer import Renderer
+from edge4d.runtime.systems.pixel_to_4d import SCENE
 from edge4d.runtime.trajectories import CameraPath, trajectory
 
 
@@ -50,7 +51,7 @@ class Film:
 
     def outputs(self) -> Mapping[str, NDArray[Any]]:
         frames = self.film()
-        return {"frames": frames, **{name: array.to_numpy() for name, array in self._live.chain.outputs.items()}}
+        return {"frames": frames, **{name: self._live.chain.outputs[name].to_numpy() for name in SCENE}}
 
 
 def main() -> None:

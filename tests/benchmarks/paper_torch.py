@@ -20,7 +20,7 @@ from workers import fastest, serve
 from workloads import FOV, PAPER_SIZE
 
 from edge4d.export.checkpoints import load_checkpoint
-from edge4d.export.models.pixel_to_4d.gaussians import CoreOutputs
+from edge4d.export.models.pixel_to_4d.gaussians import SceneLift, SceneTensors
 from edge4d.export.models.pixel_to_4d.motion import multiply, quaternions, rotation_matrices
 from edge4d.export.models.pixel_to_4d.paper import PaperConfig, PaperCore
 from edge4d.runtime.camera import Camera
@@ -30,27 +30,22 @@ FRAMES, FPS = 24, 12.0
 FLOAT32, EAGER = "float32", "eager"  # every other variant is a mode of torch.compile
 
 
-class HalfCore(nn.Module):
-    """The core with its convolutions in half precision; the rest in float32, as in the bundle's fp16 variant."""
+class Network(nn.Module):
+    """All that makes a scene: convolutions in `dtype`, the rest in float32, as in the bundle's fp16 variant."""
 
-    def __init__(self, core: PaperCore) -> None:
+    def __init__(self, core: PaperCore, dtype: torch.dtype) -> None:
         super().__init__()
-        self.core = core
-        for part in (core.enc_s, core.dec_s, core.dec_vae, core.dec_d):
-            part.half()
+        self.core, self.lift, self.dtype = core.to(dtype), SceneLift(core.lift), dtype
 
     def forward(
         self, image: Tensor, depth: Tensor, instances: Tensor, features: Tensor, noise: Tensor, intrinsics: Tensor
-    ) -> CoreOutputs:
-        core = self.core
-        decoded, latent = core.dec_s(core.enc_s(image.half(), depth.half(), features.half()))
-        motion = core.dec_d(latent, core.dec_vae(noise.half()))
-        lifted = core.lift(decoded.float(), motion.float(), depth, instances, intrinsics)
-        outputs: CoreOutputs = core.polynomials(lifted)
+    ) -> SceneTensors:
+        decoded, motion = self.core(*(tensor.to(self.dtype) for tensor in (image, depth, features, noise)))
+        outputs: SceneTensors = self.lift(decoded.float(), motion.float(), depth, instances, intrinsics)
         return outputs
 
 
-def moved(outputs: CoreOutputs, times: Tensor, rows: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
+def moved(outputs: SceneTensors, times: Tensor, rows: Optional[Tensor] = None) -> tuple[Tensor, Tensor]:
     """Means [T,N,3] and quats [T,N,4] at all times.
 
     Args:
@@ -85,7 +80,7 @@ class Film:
     def __init__(self, variant: str, weights: str, inputs: Mapping[str, NDArray[Any]]) -> None:
         core = PaperCore(PaperConfig()).eval()
         load_checkpoint(core, weights)
-        self._core: nn.Module = (core if variant == FLOAT32 else HalfCore(core)).cuda()
+        self._network = Network(core, torch.float32 if variant == FLOAT32 else torch.float16).cuda()
         self._compiled = variant not in (FLOAT32, EAGER)
         self._arrays = {name: torch.from_numpy(array) for name, array in inputs.items()}
         self._staged = [torch.empty_like(array, pin_memory=True) for array in self._arrays.values()]
@@ -94,9 +89,9 @@ class Film:
         self._frames = torch.empty(FRAMES, *PAPER_SIZE[::-1], 3, dtype=torch.uint8, pin_memory=True)
         self._per_call = 1
         layout = self._faster_layout()
-        self._run, self._move, self._to_bytes = self._core, moved, to_bytes
+        self._run, self._move, self._to_bytes = self._network, moved, to_bytes
         if self._compiled:
-            self._run = torch.compile(self._core, mode=variant, dynamic=False, fullgraph=True)
+            self._run = torch.compile(self._network, mode=variant, dynamic=False, fullgraph=True)
             self._move, self._to_bytes = (torch.compile(call, dynamic=False) for call in (moved, to_bytes))
         self._per_call = fastest({count: lambda count=count: self._film(count) for count in (1, FRAMES)})
         self.about = {
@@ -129,22 +124,22 @@ class Film:
         """Of the convolutions; the network is left in it."""
 
         def run(layout: torch.memory_format) -> None:
-            self._core.to(memory_format=layout)
-            self._core(*self._inputs)
+            self._network.to(memory_format=layout)
+            self._network(*self._inputs)
             torch.cuda.synchronize()
 
         layouts = (torch.contiguous_format, torch.channels_last)
         layout = fastest({layout: lambda layout=layout: run(layout) for layout in layouts})
-        self._core.to(memory_format=layout)
+        self._network.to(memory_format=layout)
         return layout
 
-    def _outputs(self) -> CoreOutputs:
+    def _outputs(self) -> SceneTensors:
         for staged, array, target in zip(self._staged, self._arrays.values(), self._inputs):
             staged.copy_(array)
             target.copy_(staged, non_blocking=True)
         if self._compiled:
             torch.compiler.cudagraph_mark_step_begin()  # the outputs of the run before are not needed any more
-        outputs: CoreOutputs = self._run(*self._inputs)
+        outputs: SceneTensors = self._run(*self._inputs)
         return outputs
 
     def _film(self, per_call: int) -> NDArray[np.uint8]:

@@ -44,7 +44,7 @@ class Workload(NamedTuple):
 
 
 class PaperInputs(NamedTuple):
-    """What Pixel-to-4D at the size of its paper takes, in the order and under the names of its stage `core`."""
+    """What Pixel-to-4D at the size of its paper takes, under the names of its stages' inputs."""
 
     image: Array
     depth: Array

@@ -229,13 +229,18 @@ def shared(nodes: list[NodeProto], constants: dict[str, NDArray[np.generic]], *s
     return result
 
 
-def test_the_fp32_graph_takes_the_large_weights_of_the_fp16_one() -> None:
-    nodes = [node("MatMul", "x w", "a"), node("MatMul", "a large", "y")]
-    result = shared(nodes, {"w": WEIGHT, "large": LARGE})
-    assert {t.name: t.data_type for t in result.graph.initializer} == {"w": FLOAT, "large.fp16": HALF}
+def test_the_fp32_graph_takes_the_weights_of_the_fp16_one() -> None:
+    nodes = [node("MatMul", "x w", "a"), node("MatMul", "a large", "b"), node("Add", "b scalar", "y")]
+    weights = {"w": WEIGHT / 3, "large": LARGE}
+    scalar = np.float32(0.1)
+    result = shared(nodes, {**weights, "scalar": scalar})
+    kinds = {t.name: t.data_type for t in result.graph.initializer}
+    assert kinds == {"w": FLOAT, "large.fp16": HALF, "scalar": FLOAT}
     assert casts(result) == [("large.fp16", FLOAT)]
     assert set(types(result).values()) == {FLOAT}
-    exact = model_of(nodes, {"w": WEIGHT, "large": LARGE.astype(np.float16).astype(np.float32)})
+    halves = {name: weight.astype(np.float16).astype(np.float32) for name, weight in weights.items()}
+    assert (halves["w"] != weights["w"]).any()
+    exact = model_of(nodes, {**halves, "scalar": scalar})
     x = np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
     np.testing.assert_array_equal(run(result, x=x), run(exact, x=x))  # the same weights, the same arithmetic
 
@@ -280,6 +285,18 @@ def test_rounding_shows_what_half_hardware_gives() -> None:
     x = np.float32([[1, 3, 4, 200]])
     # 2049 and 2051 lie between halves and round to even: 2048 and 2052. 200^4 is beyond 65504.
     np.testing.assert_array_equal(run(rounded, x=x), np.float32([[0, 256, 256, np.inf]]))
+
+
+@pytest.mark.parametrize("op", ["Transpose", "Reshape", "Mul"])
+def test_float32_is_rounded_where_it_is_reshaped_beside_halves(op: str) -> None:
+    nodes = [node(op, {"Transpose": "x", "Reshape": "x shape", "Mul": "x one"}[op], "y", "island")]
+    constants = {"shape": np.array([4, 1]), "one": np.float32([1])}
+    x = np.float32([[1 / 3, 2049, 7e4, -7e4]])
+    graphs = [half_of(model_of([*nodes, *more], constants), "island") for more in ([], [node("Relu", "x", "other")])]
+    alone, beside = (run(rounded_to_half(graph), x=x).ravel() for graph in graphs)
+    np.testing.assert_array_equal(alone, x.ravel())
+    half = np.float32([np.float16(1 / 3), 2048, np.inf, -np.inf])
+    np.testing.assert_array_equal(beside, x.ravel() if op == "Mul" else half)
 
 
 @settings(max_examples=60, deadline=None)

@@ -227,13 +227,13 @@ def test_build_and_what_became_of_it(run, tmp_path, monkeypatch):
     code, out, err = run(*arguments)
     assert code == 0, err
     engines = [Path(line) for line in out.splitlines()]
-    assert [engine.name.split(".")[1] for engine in engines] == ["perceive", "core"]
-    assert err.count("built: not built before") == 2
-    engines[1].write_bytes(engines[1].read_bytes()[:-1])
+    assert [engine.name.split(".")[1] for engine in engines] == ["perceive", "readout", "core", "lift"]
+    assert err.count("built: not built before") == 4
+    engines[3].write_bytes(engines[3].read_bytes()[:-1])
     code, again, err = run(*arguments)
     assert (code, again) == (0, out)
-    assert err.count("in the cache") == 1
-    assert "core" in err.splitlines()[-1]
+    assert err.count("in the cache") == 3
+    assert "lift" in err.splitlines()[-1]
     assert "the manifest says" in err
 
 

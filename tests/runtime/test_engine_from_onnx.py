@@ -44,9 +44,7 @@ def fake(network_flags: str, builder_flags: str) -> Any:
             CAST="cast",
             QUANTIZE="quantize",
             DEQUANTIZE="dequantize",
-            CONSTANT="constant",
             SHUFFLE="shuffle",
-            SLICE="slice",
         ),
         float32="float32",
         float16="float16",
@@ -71,11 +69,13 @@ def test_only_8_6_chooses_types_itself():
 
 
 @pytest.mark.parametrize(
-    ("precision", "fp16", "int8"), [("fp32", False, False), ("fp16", True, False), ("int8", True, True)]
+    ("types", "fp16", "int8"),
+    [("float32 int64", False, False), ("float32 float16", True, False), ("float32 int8", True, True)],
 )
-def test_8_6_gets_the_flags_of_the_graph(precision, fp16, int8):
-    arguments = builder.config_arguments(TENSORRT_8_6, request(precision=precision))
-    assert (arguments["fp16"], arguments["int8"], arguments["precision_constraints"]) == (fp16, int8, "obey")
+def test_8_6_may_use_the_types_of_the_graph_alone(types, fp16, int8):
+    found = builder.flags_of_types(dict(enumerate(types.split())))
+    assert found == {"fp16": fp16, "int8": int8}
+    assert builder.config_arguments(TENSORRT_8_6, request())["precision_constraints"] == "obey"
 
 
 @pytest.mark.parametrize("trt", [TENSORRT_10_3, TENSORRT_11], ids=["10.3", "11"])
@@ -105,6 +105,7 @@ def test_options(tmp_path):
     }
     cache.write_bytes(b"")
     assert builder.config_arguments(TENSORRT_10_3, wanted)["load_timing_cache"] == str(cache)
+    assert "load_timing_cache" not in builder.config_arguments(TENSORRT_8_6, wanted)
 
 
 class Layer:
@@ -141,7 +142,7 @@ FLOAT, HALF = "float32", "float16"
         (Layer("range", range=FLOAT), None),
         (Layer("dequantize", rounded=FLOAT), None),
         (Layer("conv", sum=FLOAT), None),
-        (Layer("shuffle", moved=FLOAT), FLOAT),
+        (Layer("shuffle", moved=FLOAT), None),
         (Layer("sink"), None),
     ],
 )
@@ -160,18 +161,6 @@ def test_what_the_parser_adds_keeps_the_type_of_its_node():
     assert [layer.precision for layer in layers] == [FLOAT, FLOAT, HALF, HALF]
 
 
-def test_shaped_constants_take_the_type_that_is_asked_of_them():
-    layers = [
-        Layer("constant", "", one=FLOAT),
-        Layer("slice", "one size", ones=FLOAT),  # Expand, to a size that depends on the input's
-        Layer("shuffle", "ones order", shaped=FLOAT),
-        Layer("shuffle", "x order", image=FLOAT),
-        Layer("sum", "image shaped", sum=FLOAT),
-    ]
-    keep_types(layers, {"ones": FLOAT, "shaped": FLOAT, "image": FLOAT, "sum": FLOAT})
-    assert [layer.precision for layer in layers] == [FLOAT, FLOAT, None, FLOAT, FLOAT]
-
-
 def keep_types(layers: list[Layer], types: dict[str, str]) -> None:
     network = SimpleNamespace(num_layers=len(layers), get_layer=lambda i: layers[i])
     builder.keep_types(TENSORRT_8_6, network, types)
@@ -180,9 +169,15 @@ def keep_types(layers: list[Layer], types: dict[str, str]) -> None:
 def test_types_of_a_graph():
     graph = Bundle.load("street").stage("core").graph("fp16").whole
     types = builder.graph_types(graph)
-    assert (types["image"], types["groups"]) == ("float32", "int32")
-    assert "float16" in types.values()
-    assert "int8" not in types.values()
+    assert (types["image"], types["instances"], types["motion_maps"]) == ("float32", "int32", "float32")
+    assert builder.flags_of_types(types) == {"fp16": True, "int8": False}
+
+
+def test_what_is_arithmetic_alone_has_no_halves():
+    for stage in ("readout", "lift"):
+        for precision in ("fp16", "int8"):
+            types = builder.graph_types(Bundle.load("street").stage(stage).graph(precision).whole)
+            assert builder.flags_of_types(types) == {"fp16": False, "int8": False}
 
 
 def test_what_is_made_of_rounded_tensors_may_be_int8():

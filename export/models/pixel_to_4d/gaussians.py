@@ -58,8 +58,8 @@ class DynamicGaussians(NamedTuple):
     angular_acceleration: Tensor
 
 
-class CoreOutputs(NamedTuple):
-    """The outputs of the `core` stage, in its order: `DynamicGaussians` whose motions are as a scene stores them.
+class SceneTensors(NamedTuple):
+    """The outputs of the `lift` stage, in its order: `DynamicGaussians` whose motions are as a scene stores them.
 
     means [B,N,3] to centres [B,M,3] as they are; linear, angular [B,M,2,3] the coefficients of t and t², in m/s and
     m/s², rad/s and rad/s². Row 0 of the last three is zero.
@@ -76,14 +76,26 @@ class CoreOutputs(NamedTuple):
     angular: Tensor
 
 
-class Polynomials(nn.Module):
-    """Constant acceleration as coefficients of t and t²: v and ½ a, ω and ½ α. Kept in float32."""
+class SceneLift(nn.Module):
+    """The `lift` stage: what the decoders of the `core` stage say, as a scene stores it.
 
-    def forward(self, scene: DynamicGaussians) -> CoreOutputs:
-        """The same scene as a stage gives it."""
+    A stage of its own, for what it adds up over a picture passes half's largest number, 65504: an engine that has no
+    halves at all cannot lose them.
+
+    Args:
+        lift: takes the stage's inputs, gives DynamicGaussians.
+    """
+
+    def __init__(self, lift: nn.Module) -> None:
+        super().__init__()
+        self.lift = lift
+
+    def forward(self, *inputs: Tensor) -> SceneTensors:
+        """Constant acceleration as coefficients of t and t²: v and ½ a, ω and ½ α."""
+        scene: DynamicGaussians = self.lift(*inputs)
         linear = torch.stack([scene.velocity, 0.5 * scene.acceleration], dim=2)
         angular = torch.stack([scene.angular_velocity, 0.5 * scene.angular_acceleration], dim=2)
-        return CoreOutputs(*scene[:7], linear, angular)
+        return SceneTensors(*scene[:7], linear, angular)
 
 
 def unproject(depth_layers: Tensor, intrinsics: Tensor) -> Tensor:
@@ -271,8 +283,8 @@ def along_ground(vectors: Tensor, normal: Tensor) -> Tensor:
     return vectors - (vectors * down).sum(-1, keepdim=True) * down
 
 
-def core_outputs(layers: int, groups: int) -> tuple[TensorSpec, ...]:
-    """The outputs of the `core` stage as a bundle describes them, in the order of `CoreOutputs`."""
+def scene_tensors(layers: int, groups: int) -> tuple[TensorSpec, ...]:
+    """The outputs of the `lift` stage as a bundle describes them, in the order of `SceneTensors`."""
     gaussian = {"means": (3,), "quats": (4,), "scales": (3,), "opacities": (), "colors": (3,)}
     N = f"{layers}*H*W"
     return (

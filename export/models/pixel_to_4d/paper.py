@@ -23,8 +23,8 @@ from edge4d.export.models.pixel_to_4d import gaussians
 from edge4d.export.models.pixel_to_4d.gaussians import (
     CANONICAL_CHANNELS,
     MOTION_CHANNELS,
-    CoreOutputs,
     DynamicGaussians,
+    SceneLift,
 )
 from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
@@ -192,7 +192,7 @@ class Lift(nn.Module):
 
 
 class PaperCore(nn.Module):
-    """The `core` stage: photograph, depth, instances, DINOv2 features and noise to moving Gaussians."""
+    """The stages `core` and `lift`: photograph, depth, instances, DINOv2 features and noise to moving Gaussians."""
 
     def __init__(self, config: PaperConfig) -> None:
         super().__init__()
@@ -204,15 +204,12 @@ class PaperCore(nn.Module):
         self.dec_vae = nn.Sequential(*(ConvGroupNorm(a, b) for a, b in zip(channels[:-1], channels[1:])))
         self.dec_d = DynamicDecoder(config.static_widths[-1], config)
         self.lift = Lift(config)
-        self.polynomials = gaussians.Polynomials()
         self.enc_vae = MotionEncoder(config)
 
-    def forward(
-        self, image: Tensor, depth: Tensor, instances: Tensor, features: Tensor, noise: Tensor, intrinsics: Tensor
-    ) -> CoreOutputs:
-        """The stage's outputs: `scene` with its motions as polynomials."""
-        outputs: CoreOutputs = self.polynomials(self.scene(image, depth, instances, features, noise, intrinsics))
-        return outputs
+    def forward(self, image: Tensor, depth: Tensor, features: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The `core` stage, what the decoders say: [B, K·14 + K−1, H, W] of Gaussians, [B,K·12,H,W] of motion."""
+        decoded, latent = self.dec_s(self.enc_s(image, depth, features))
+        return decoded, self.dec_d(latent, self.dec_vae(noise))
 
     def scene(
         self, image: Tensor, depth: Tensor, instances: Tensor, features: Tensor, noise: Tensor, intrinsics: Tensor
@@ -227,8 +224,7 @@ class PaperCore(nn.Module):
             noise: [B,noise_channels,H/16,W/16] of N(0, 1), zeros for the most likely motion.
             intrinsics: [B,4] fx, fy, cx, cy in pixels.
         """
-        decoded, latent = self.dec_s(self.enc_s(image, depth, features))
-        motion = self.dec_d(latent, self.dec_vae(noise))
+        decoded, motion = self(image, depth, features, noise)
         lifted: DynamicGaussians = self.lift(decoded, motion, depth, instances, intrinsics)
         return lifted
 
@@ -281,29 +277,38 @@ class Paper(nn.Module):
         }
 
     def stages(self) -> list[ExportStage]:
-        """The stages `dino` and `core`, for photographs of 64×64 to 1024×512."""
+        """The stages `dino`, `core` and `lift`, for photographs of 64×64 to 1024×512."""
         config, grid = self.core.config, self.dino.teacher.grid
+        k = config.layers
         axes = (Axis("H", 64, 256, 512, 32), Axis("W", 64, 448, 1024, 32))
         image = TensorSpec("image", "float32", (1, 3, "H", "W"))
         features = TensorSpec("features", "float32", (1, config.features, *grid))
-        core_inputs = (
-            image,
-            TensorSpec("depth", "float32", (1, 1, "H", "W")),
-            TensorSpec("instances", "int32", (1, "H", "W")),
-            features,
-            TensorSpec("noise", "float32", (1, config.noise_channels, "H/16", "W/16")),
-            TensorSpec("intrinsics", "float32", (1, 4)),
+        depth = TensorSpec("depth", "float32", (1, 1, "H", "W"))
+        instances = TensorSpec("instances", "int32", (1, "H", "W"))
+        noise = TensorSpec("noise", "float32", (1, config.noise_channels, "H/16", "W/16"))
+        decoded = (
+            TensorSpec("gaussian_maps", "float32", (1, k * CANONICAL_CHANNELS + k - 1, "H", "W")),
+            TensorSpec("motion_maps", "float32", (1, k * MOTION_CHANNELS, "H", "W")),
         )
+        core = self.core.eval()
         return [
             ExportStage("dino", self.dino.eval(), (image,), (features,), axes, _dino_example),
             ExportStage(
                 "core",
-                self.core.eval(),
-                core_inputs,
-                gaussians.core_outputs(config.layers, config.groups),
+                core,
+                (image, depth, features, noise),
+                decoded,
                 axes,
                 lambda sizes: _core_example(config, grid, sizes),
-                fp32_scopes=("lift", "polynomials"),
+            ),
+            ExportStage(
+                "lift",
+                SceneLift(core.lift).eval(),
+                (*decoded, depth, instances, TensorSpec("intrinsics", "float32", (1, 4))),
+                gaussians.scene_tensors(k, config.groups),
+                axes,
+                lambda sizes: _lift_example(core, grid, sizes),
+                fp32_scopes=("",),
             ),
         ]
 
@@ -317,8 +322,18 @@ def _core_example(config: PaperConfig, grid: tuple[int, int], sizes: Mapping[str
     return (
         torch.rand(1, 3, H, W),
         2.0 + 30.0 * torch.rand(1, 1, H, W),
-        torch.randint(0, 4, (1, H, W), dtype=torch.int32),
         torch.randn(1, config.features, *grid),
         torch.randn(1, config.noise_channels, H // 16, W // 16),
+    )
+
+
+@torch.no_grad()
+def _lift_example(core: PaperCore, grid: tuple[int, int], sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+    H, W = sizes["H"], sizes["W"]
+    image, depth, features, noise = _core_example(core.config, grid, sizes)
+    return (
+        *core(image, depth, features, noise),
+        depth,
+        torch.randint(0, 4, (1, H, W), dtype=torch.int32),
         torch.tensor([[0.8 * W, 0.8 * W, 0.5 * W, 0.5 * H]]),
     )

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from edge4d.export.models.layers.unet import ConvNorm, Residual, UNet, upsample
 from edge4d.export.models.pixel_to_4d import gaussians
-from edge4d.export.models.pixel_to_4d.gaussians import CoreOutputs, DynamicGaussians, core_outputs
+from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians, SceneLift, scene_tensors
 from edge4d.export.stage import ExportStage
 from edge4d.runtime.bundle import Axis, TensorSpec
 from edge4d.runtime.camera import Camera
@@ -70,13 +70,19 @@ TINY = StreetConfig(
 def camera_rays(intrinsics: Tensor, like: Tensor) -> Tensor:
     """x/z and y/z of the ray through each pixel, [B, 2, H, W]; tells a network the field of view, and so sizes.
 
+    Rays are computed in the shape that they have in the end: TensorRT 8.6 may move values as halves, which would round
+    them, but not the pixels' coordinates.
+
     Args:
         intrinsics: [B, 4] fx, fy, cx, cy in pixels.
         like: [B, C, H, W], gives size, device and dtype.
     """
+    height, width = like.shape[-2:]
     ones = torch.ones_like(like[:, :1])
-    points = gaussians.unproject(ones.to(intrinsics.dtype), intrinsics)  # [B, 1, H, W, 3]
-    return points[:, 0, :, :, :2].permute(0, 3, 1, 2)
+    fx, fy, cx, cy = (value.reshape(-1, 1, 1, 1) for value in intrinsics.unbind(-1))
+    columns = ones * (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5)
+    rows = ones * (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5).reshape(-1, 1)
+    return torch.cat([(columns - cx) / fx, (rows - cy) / fy], 1)
 
 
 class Inputs(nn.Module):
@@ -98,8 +104,16 @@ def _normalised(image: Tensor) -> Tensor:
     return (image - 0.45) / 0.225
 
 
+class DepthAndObjects(nn.Module):
+    """The last step of `Perception.fine`: [B,2,H,W] to log depth, 12 m where the network says 0, and object logits."""
+
+    def forward(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        log_depth, objects = torch.split(maps, 1, 1)
+        return log_depth + 2.5, objects
+
+
 class Perception(nn.Module):
-    """Maps from which depth and objects are read; trained directly.
+    """The `perceive` stage: maps from which depth and objects are read; trained directly.
 
     Outputs: log depth [B,1,H,W], object logits [B,1,H,W], centre logits [B,1,H/4,W/4], offsets (x, y) to the object's
     centre [B,2,H/2,W/2] in units of CENTRE_UNIT pixels.
@@ -110,7 +124,7 @@ class Perception(nn.Module):
         widths = config.perceive_widths
         self.prepare = Inputs()
         self.unet = UNet(5, widths, config.perceive_blocks)
-        self.fine = nn.Sequential(ConvNorm(widths[0], widths[0]), nn.Conv2d(widths[0], 2, 3, 1, 1))
+        self.fine = nn.Sequential(ConvNorm(widths[0], widths[0]), nn.Conv2d(widths[0], 2, 3, 1, 1), DepthAndObjects())
         self.offset = nn.Sequential(ConvNorm(widths[1], widths[1]), nn.Conv2d(widths[1], 2, 3, 1, 1))
         self.centre = nn.Sequential(ConvNorm(widths[2], widths[2]), nn.Conv2d(widths[2], 1, 3, 1, 1))
         self.centre[-1].bias.data.fill_(-4.0)  # type: ignore[operator]  # centres are rare: start from none
@@ -118,8 +132,7 @@ class Perception(nn.Module):
     def forward(self, image: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """image [B,3,H,W] in 0..1, intrinsics [B,4] in pixels."""
         features = self.unet(self.prepare(image, intrinsics))
-        log_depth, objects = torch.split(self.fine(features[0]), 1, 1)
-        return log_depth + 2.5, objects, self.centre(features[2]), self.offset(features[1])
+        return *self.fine(features[0]), self.centre(features[2]), self.offset(features[1])
 
 
 def group_pixels(objects: Tensor, centres: Tensor, offsets: Tensor, *, groups: int, threshold: float = 0.6) -> Tensor:
@@ -159,7 +172,10 @@ def pixel_grid(like: Tensor, stride: float) -> Tensor:
 
 
 class Readout(nn.Module):
-    """Depth [B,1,H,W] metres and instances [B,H,W] int32 from the maps of `Perception`. Kept in float32."""
+    """The `readout` stage: depth [B,1,H,W] metres and instances [B,H,W] int32 from the maps of `Perception`.
+
+    A stage of its own, for half precision would misplace pixels and centres.
+    """
 
     def __init__(self, groups: int) -> None:
         super().__init__()
@@ -172,7 +188,7 @@ class Readout(nn.Module):
 
 
 class Perceive(nn.Module):
-    """The `perceive` stage: photograph to depth [B,1,H,W] metres and instances [B,H,W] int32."""
+    """The stages `perceive` and `readout`: photograph to depth [B,1,H,W] metres and instances [B,H,W] int32."""
 
     def __init__(self, config: StreetConfig) -> None:
         super().__init__()
@@ -245,7 +261,7 @@ class Lift(nn.Module):
 
 
 class StreetCore(nn.Module):
-    """The `core` stage: photograph, depth, instances and noise to moving Gaussians."""
+    """The stages `core` and `lift`: photograph, depth, instances and noise to moving Gaussians."""
 
     def __init__(self, config: StreetConfig) -> None:
         super().__init__()
@@ -259,17 +275,9 @@ class StreetCore(nn.Module):
         self.dec_d = nn.ModuleList([ConvNorm(m + widths[3], m), ConvNorm(m + widths[2], m)])
         self.motion = nn.Sequential(Residual(m), nn.Conv2d(m, gaussians.MOTION_CHANNELS, 3, 1, 1))
         self.lift = Lift(config)
-        self.polynomials = gaussians.Polynomials()
         for head in (self.dec_s[-1], self.motion[-1]):
             head.weight.data.normal_(std=1e-3)  # type: ignore[operator]
             head.bias.data.zero_()  # type: ignore[operator]
-
-    def forward(
-        self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
-    ) -> CoreOutputs:
-        """The stage's outputs: `scene` with its motions as polynomials."""
-        outputs: CoreOutputs = self.polynomials(self.scene(image, depth, instances, noise, intrinsics))
-        return outputs
 
     def scene(
         self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
@@ -283,19 +291,19 @@ class StreetCore(nn.Module):
             noise: [B,Cz,H/16,W/16], zeros for the most likely motion.
             intrinsics: [B,4] fx, fy, cx, cy in pixels.
         """
-        raw, motion = self.maps(image, depth, instances, noise, intrinsics)
+        raw, motion = self(image, depth, instances, noise, intrinsics)
         lifted: DynamicGaussians = self.lift(raw, motion, image, depth, instances, intrinsics)
         return lifted
 
-    def maps(
+    def forward(
         self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """What the decoders say: raw Gaussians [B, K·14 + K−1, H, W] and raw motion [B,12,H/4,W/4]."""
+        """The `core` stage, raw: Gaussians [B, K·14 + K−1, H, W] and motion [B,12,H/4,W/4] as the decoders say them."""
         features = self.enc_s(self.prepare(image, intrinsics, depth, instances))
         return self.dec_s(features[0]), self._decode_motion(features[2:], noise)
 
     def motion_map(self, image: Tensor, depth: Tensor, instances: Tensor, noise: Tensor, intrinsics: Tensor) -> Tensor:
-        """Only the raw motion [B,12,H/4,W/4] of `maps`, for less than half the work: what training it needs."""
+        """Only the raw motion [B,12,H/4,W/4] of `forward`, for less than half the work: what training it needs."""
         return self._decode_motion(self.enc_s(self.prepare(image, intrinsics, depth, instances), finest=2), noise)
 
     def _decode_motion(self, features: list[Tensor], noise: Tensor) -> Tensor:
@@ -309,7 +317,7 @@ class StreetCore(nn.Module):
 
 
 class Street(nn.Module):
-    """What is exported: `perceive` and `core`.
+    """What is exported.
 
     Attributes:
         provenance: how the weights came to be; goes into the bundle.
@@ -323,31 +331,63 @@ class Street(nn.Module):
         self.provenance: Mapping[str, Any] = {"weights": "random"}
 
     def stages(self) -> list[ExportStage]:
-        """The stages `perceive` and `core`, for photographs of 64×64 to 1024×512."""
+        """The stages `perceive`, `readout`, `core` and `lift`, for photographs of 64×64 to 1024×512.
+
+        The first and last convolutions are float32 in fp16 too: roundings of rays, depths and motions are most of what
+        half precision costs (four fifths of a depth's error), and these layers little of the time.
+        """
         axes = (Axis("H", 64, 256, 512, 32), Axis("W", 64, 448, 1024, 32))
-        image = TensorSpec("image", "float32", (1, 3, "H", "W"))
-        intrinsics = TensorSpec("intrinsics", "float32", (1, 4))
-        depth = TensorSpec("depth", "float32", (1, 1, "H", "W"))
+        image, depth = _floats("image", 3, "H", "W"), _floats("depth", 1, "H", "W")
         instances = TensorSpec("instances", "int32", (1, "H", "W"))
-        noise = TensorSpec("noise", "float32", (1, self.config.noise_channels, "H/16", "W/16"))
+        intrinsics = _floats("intrinsics", 4)
+        perceived = (
+            _floats("log_depth", 1, "H", "W"),
+            _floats("object_logits", 1, "H", "W"),
+            _floats("centre_logits", 1, "H/4", "W/4"),
+            _floats("centre_offsets", 2, "H/2", "W/2"),
+        )
+        k = self.config.layers
+        decoded = (
+            _floats("gaussian_maps", k * gaussians.CANONICAL_CHANNELS + k - 1, "H", "W"),
+            _floats("motion_maps", gaussians.MOTION_CHANNELS, "H/4", "W/4"),
+        )
+        perceive, core = self.perceive.eval(), self.core.eval()
         return [
             ExportStage(
                 "perceive",
-                self.perceive.eval(),
+                perceive.perception,
                 (image, intrinsics),
-                (depth, instances),
+                perceived,
                 axes,
                 _perceive_example,
-                fp32_scopes=("perception.prepare", "readout"),
+                fp32_scopes=("prepare", "unet.stem", "fine.1", "fine.2", "centre.1", "offset.1"),
+            ),
+            ExportStage(
+                "readout",
+                perceive.readout,
+                perceived,
+                (depth, instances),
+                axes,
+                self._readout_example,
+                fp32_scopes=("",),
             ),
             ExportStage(
                 "core",
-                self.core.eval(),
-                (image, depth, instances, noise, intrinsics),
-                core_outputs(self.config.layers, self.config.groups),
+                core,
+                (image, depth, instances, _floats("noise", self.config.noise_channels, "H/16", "W/16"), intrinsics),
+                decoded,
                 axes,
                 self._core_example,
-                fp32_scopes=("prepare", "lift", "polynomials"),
+                fp32_scopes=("prepare", "enc_s.stem", "dec_s.1", "motion.1"),
+            ),
+            ExportStage(
+                "lift",
+                SceneLift(core.lift).eval(),
+                (*decoded, image, depth, instances, intrinsics),
+                scene_tensors(k, self.config.groups),
+                axes,
+                self._lift_example,
+                fp32_scopes=("",),
             ),
         ]
 
@@ -370,11 +410,26 @@ class Street(nn.Module):
         }
 
     @torch.no_grad()
+    def _readout_example(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        maps: tuple[Tensor, ...] = self.perceive.perception(*_perceive_example(sizes))
+        return maps
+
+    @torch.no_grad()
     def _core_example(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
         H, W = sizes["H"], sizes["W"]
         image, intrinsics = _perceive_example(sizes)
         depth, instances = self.perceive(image, intrinsics)
         return image, depth, instances, torch.randn(1, self.config.noise_channels, H // 16, W // 16), intrinsics
+
+    @torch.no_grad()
+    def _lift_example(self, sizes: Mapping[str, int]) -> tuple[Tensor, ...]:
+        image, depth, instances, noise, intrinsics = self._core_example(sizes)
+        return *self.core(image, depth, instances, noise, intrinsics), image, depth, instances, intrinsics
+
+
+def _floats(name: str, *dims: int | str) -> TensorSpec:
+    """Of one photograph."""
+    return TensorSpec(name, "float32", (1, *dims))
 
 
 def _perceive_example(sizes: Mapping[str, int]) -> tuple[Tensor, ...]:

@@ -217,7 +217,7 @@ def test_motion_is_learned_from_photographs_alone(sample):
 def test_motion_alone_is_that_of_all_maps(sample):
     core = tiny().core.eval()
     inputs = (sample.photo, sample.depth, sample.instances, torch.randn(2, 4, 2, 4), sample.intrinsics)
-    assert torch.equal(core.motion_map(*inputs), core.maps(*inputs)[1])
+    assert torch.equal(core.motion_map(*inputs), core(*inputs)[1])
 
 
 def photographs(sample: training.Sample) -> training.Photographs:

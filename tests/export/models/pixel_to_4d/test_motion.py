@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
-from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians, Polynomials  # noqa: E402
+from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians, SceneLift  # noqa: E402
 from edge4d.export.models.pixel_to_4d.motion import move, multiply, quaternions, rotation_matrices  # noqa: E402
 from edge4d.runtime.gaussians import Gaussians  # noqa: E402
 from edge4d.runtime.motion import Poly, groups_from_ids  # noqa: E402
@@ -50,7 +50,7 @@ def scene(seed: int, *, moving: bool = True) -> DynamicGaussians:
 
 def played(gaussians: DynamicGaussians, row: int, t: float) -> Gaussians:
     """As `edge4d.runtime.systems.pixel_to_4d` makes its scene of what the stage gives."""
-    arrays = {name: value[row].numpy() for name, value in Polynomials()(gaussians)._asdict().items()}
+    arrays = {name: value[row].numpy() for name, value in SceneLift(torch.nn.Identity())(gaussians)._asdict().items()}
     poly = Poly(arrays["centres"], arrays["linear"], arrays["angular"])
     still = Gaussians(*(arrays[name] for name in Gaussians._fields))
     return poly.apply(still, groups_from_ids(arrays["groups"]), t)

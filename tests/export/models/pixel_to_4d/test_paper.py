@@ -74,8 +74,11 @@ def test_the_papers_configuration_has_forty_million_weights():
 
 
 def test_outputs_have_the_stages_shapes_and_start_static():
-    scene = tiny()(*inputs(2))
-    assert [tensor.name for tensor in gaussians.core_outputs(3, 64)] == list(scene._fields)
+    core, (image, depth, instances, features, noise, intrinsics) = tiny(), inputs(2)
+    maps = core(image, depth, features, noise)
+    assert [tuple(tensor.shape) for tensor in maps] == [(2, 3 * 14 + 2, H, W), (2, 3 * 12, H, W)]
+    scene = gaussians.SceneLift(core.lift)(*maps, depth, instances, intrinsics)
+    assert [tensor.name for tensor in gaussians.scene_tensors(3, 64)] == list(scene._fields)
     N = 3 * H * W
     assert scene.means.shape == (2, N, 3)
     assert scene.quats.shape == (2, N, 4)
@@ -90,7 +93,7 @@ def test_outputs_have_the_stages_shapes_and_start_static():
 
 def test_it_starts_near_the_given_depth_with_small_gaussians():
     image, depth, *rest = inputs()
-    scene = tiny()(image, depth, *rest)
+    scene = tiny().scene(image, depth, *rest)
     first = scene.means[0, : H * W, 2].reshape(H, W)
     # The offset's head has gain 0.2; increments between layers are near exp(-0.1).
     assert (first - depth[0, 0]).abs().mean() < 0.3
@@ -101,25 +104,25 @@ def test_it_starts_near_the_given_depth_with_small_gaussians():
 
 def test_noise_changes_motion_only():
     core, (*given, noise, intrinsics) = tiny(moving=True), inputs()
-    first, second = core(*given, noise, intrinsics), core(*given, -noise, intrinsics)
+    first, second = (core.scene(*given, drawn, intrinsics) for drawn in (noise, -noise))
     assert torch.equal(first.means, second.means)
     assert torch.equal(first.colors, second.colors)
-    assert (first.linear[0, 3] != second.linear[0, 3]).all()
-    assert (first.linear[0, torch.arange(64) != 3] == 0).all()
+    assert (first.velocity[0, 3] != second.velocity[0, 3]).all()
+    assert (first.velocity[0, torch.arange(64) != 3] == 0).all()
 
 
 def test_dino_features_reach_gaussians_and_motion():
     core, (image, depth, instances, features, *rest) = tiny(moving=True), inputs()
-    first = core(image, depth, instances, features, *rest)
-    second = core(image, depth, instances, features + 1, *rest)
+    first = core.scene(image, depth, instances, features, *rest)
+    second = core.scene(image, depth, instances, features + 1, *rest)
     assert not torch.equal(first.colors, second.colors)
-    assert not torch.equal(first.linear, second.linear)
+    assert not torch.equal(first.velocity, second.velocity)
 
 
 @pytest.mark.parametrize("skips", [0, 2, 4])
 def test_any_number_of_skips_decodes(skips):
     core = tiny(replace(TINY, skips=skips))
-    assert core(*inputs()).means.shape == (1, 3 * H * W, 3)
+    assert core.scene(*inputs()).means.shape == (1, 3 * H * W, 3)
     widths = [block[0].in_channels for block in core.dec_s.after]
     without = [8, 8, 4, 4, 4]
     assert sum(width > plain for width, plain in zip(widths, without)) == skips
@@ -128,7 +131,7 @@ def test_any_number_of_skips_decodes(skips):
 def test_every_weight_learns():
     core = tiny(moving=True).train()
     image, depth, *rest = inputs(2)
-    scene = core(image, depth, *rest)
+    scene = core.scene(image, depth, *rest)
     mean, log_variance = core.enc_vae(image, image.flip(-1), depth)
     assert mean.shape == log_variance.shape == (2, 4, H // 16, W // 16)
     loss = sum((value * torch.randn_like(value)).sum() for value in scene if value.is_floating_point())
@@ -151,10 +154,12 @@ def test_it_becomes_a_bundle_for_any_size_in_both_precisions(tmp_path):
         licence="Apache-2.0",
         provenance={},
     )
-    assert set(bundle.stages) == {"dino", "core"}
-    core = bundle.stage("core")
-    graph = onnx.load(tmp_path / "paper.e4d" / core.graph("fp32").whole).graph
+    assert list(bundle.stages) == ["dino", "core", "lift"]
     slow_or_unknown = {"ScatterElements", "ScatterND", "CumSum", "TopK", "NonZero", "Loop", "If"}
-    assert not slow_or_unknown & {node.op_type for node in graph.node}
-    assert [tensor.name for tensor in core.outputs] == list(gaussians.CoreOutputs._fields)
-    assert core.outputs[0].shape_at({"H": 64, "W": 96}) == (1, 3 * 64 * 96, 3)
+    for stage in (bundle.stage("core"), bundle.stage("lift")):
+        assert not slow_or_unknown & {node.op_type for node in onnx.load(stage.graph("fp32").whole).graph.node}
+    lift = bundle.stage("lift")
+    assert [tensor.name for tensor in lift.outputs] == list(gaussians.SceneTensors._fields)
+    assert lift.outputs[0].shape_at({"H": 64, "W": 96}) == (1, 3 * 64 * 96, 3)
+    kinds = {tensor.data_type for tensor in onnx.load(lift.graph("fp16").whole).graph.initializer}
+    assert onnx.TensorProto.FLOAT16 not in kinds

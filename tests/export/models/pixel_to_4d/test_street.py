@@ -15,7 +15,7 @@ import edge4d  # noqa: E402
 from edge4d.export.bundle_from_model import bundle_from_model  # noqa: E402
 from edge4d.export.checkpoints import save_checkpoint  # noqa: E402
 from edge4d.export.models.pixel_to_4d import CONFIGS, Street, build, street, street_config  # noqa: E402
-from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians, core_outputs  # noqa: E402
+from edge4d.export.models.pixel_to_4d.gaussians import DynamicGaussians, SceneLift, SceneTensors  # noqa: E402
 from edge4d.export.models.pixel_to_4d.motion import move  # noqa: E402
 from edge4d.runtime.bundle import Bundle  # noqa: E402
 from edge4d.runtime.errors import InvalidCheckpoint, InvalidRequest  # noqa: E402
@@ -165,16 +165,30 @@ def test_perceive_gives_depth_and_ids_within_their_ranges(tiny):
             assert depth.max() <= street.FAR * (1 + 1e-6)
 
 
-def test_core_gives_what_the_stage_promises(tiny):
-    with torch.no_grad():
-        outputs = tiny.core(*core_inputs(tiny))
-    specs = core_outputs(tiny.config.layers, tiny.config.groups)
-    assert tuple(spec.name for spec in specs) == outputs._fields
-    for spec in specs:
-        value = getattr(outputs, spec.name)
-        assert tuple(value.shape) == spec.shape_at({"H": HEIGHT, "W": WIDTH}), spec.name
-        assert str(value.dtype) == f"torch.{spec.dtype}", spec.name
-        assert value.isfinite().all(), spec.name
+@torch.no_grad()
+def scene_tensors_of(model: Street, *inputs: torch.Tensor) -> SceneTensors:
+    image, depth, ids, _, intrinsics = inputs
+    lifted: SceneTensors = SceneLift(model.core.lift)(*model.core(*inputs), image, depth, ids, intrinsics)
+    return lifted
+
+
+def test_stages_give_what_they_promise(tiny):
+    tensors = dict(zip(("image", "intrinsics"), (photograph(), INTRINSICS)))
+    tensors["noise"] = core_inputs(tiny)[3]
+    for stage in tiny.stages():
+        with torch.no_grad():
+            outputs = stage.module(*(tensors[spec.name] for spec in stage.inputs))
+        for spec, value in zip(stage.outputs, outputs):
+            assert tuple(value.shape) == spec.shape_at({"H": HEIGHT, "W": WIDTH}), spec.name
+            assert str(value.dtype) == f"torch.{spec.dtype}", spec.name
+            assert value.isfinite().all(), spec.name
+            tensors[spec.name] = value
+    assert [stage.name for stage in tiny.stages()] == ["perceive", "readout", "core", "lift"]
+    assert tuple(spec.name for spec in tiny.stages()[-1].outputs) == SceneTensors._fields
+
+
+def test_gaussians_are_within_their_ranges(tiny):
+    outputs = scene_tensors_of(tiny, *core_inputs(tiny))
     torch.testing.assert_close(outputs.quats.norm(dim=-1), torch.ones(1, 2 * HEIGHT * WIDTH), rtol=0, atol=1e-6)
     assert (outputs.opacities >= 0).all()
     assert (outputs.opacities <= 1).all()
@@ -284,7 +298,7 @@ def test_the_bundle_says_what_it_is(tiny, bundle):
     found = Bundle.load(bundle)
     assert found.system == "pixel_to_4d"
     assert tuple(found.precisions) == ("fp32", "fp16")
-    assert list(found.stages) == ["perceive", "core"]
+    assert list(found.stages) == ["perceive", "readout", "core", "lift"]
     assert found.config["layers"] == 2
     assert found.config["groups"] == GROUPS
     assert found.config["noise_channels"] == tiny.config.noise_channels
@@ -304,14 +318,14 @@ def test_the_bundle_generates_scenes(tiny, bundle, precision):
             ids[10:30, 20:50] = 5
             depth = np.full((height, width), 12.0, np.float32)
             scene = pipeline.generate(image, size=(width, height), fov=60.0, depth=depth, instances=ids)
-            with torch.no_grad():
-                expected = tiny.core(
-                    torch.from_numpy(image).permute(2, 0, 1)[None] / 255,
-                    torch.from_numpy(depth)[None, None],
-                    torch.from_numpy(ids.astype(np.int32))[None],
-                    torch.zeros(1, tiny.config.noise_channels, height // 16, width // 16),
-                    torch.tensor([scene.camera.intrinsics]),
-                )
+            expected = scene_tensors_of(
+                tiny,
+                torch.from_numpy(image).permute(2, 0, 1)[None] / 255,
+                torch.from_numpy(depth)[None, None],
+                torch.from_numpy(ids.astype(np.int32))[None],
+                torch.zeros(1, tiny.config.noise_channels, height // 16, width // 16),
+                torch.tensor([scene.camera.intrinsics]),
+            )
             assert len(scene) == 2 * width * height  # none is transparent
             # float32 in another order of summation; float16 has 11 bits and a dozen layers
             tolerance = 1e-3 if precision == "fp32" else 0.05
