@@ -524,6 +524,7 @@ def calibrate(
     from edge4d.runtime.backends import backend as backend_by_name
     from edge4d.runtime.bundle import Bundle as BundleFolder
     from edge4d.runtime.profile_files import write_text
+    from edge4d.runtime.systems.pixel_to_4d import PERCEIVED
 
     found = BundleFolder.load(bundle)
     check_system(found)
@@ -533,7 +534,7 @@ def calibrate(
         if data.startswith("world:"):
             folder = Path(temporary, "world")
             _write_world(data.partition(":")[2], folder, samples, seed, size, 2, found.config["fps"])
-        photos = read_photos(folder, samples, size, with_maps="perceive" not in found.stages)
+        photos = read_photos(folder, samples, size, with_maps=bool(found.inputs.intersection(PERCEIVED)))
         with _progress("Calibrating") as progress:
             made = make(
                 found,

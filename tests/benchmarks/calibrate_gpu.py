@@ -28,6 +28,7 @@ from edge4d.calib.photos import read_photos
 from edge4d.calib.ranges import WatchingBackend, observe
 from edge4d.calib.speed import TimingBackend, not_slower, speeds, tensorrt_backend
 from edge4d.runtime.bundle import Bundle
+from edge4d.runtime.systems.pixel_to_4d import PERCEIVED
 
 SEEN = 4  # inputs of the paper's stage
 
@@ -54,7 +55,7 @@ def main() -> None:
 def of_bundle(options: argparse.Namespace, backend: TimingBackend) -> list[dict[str, Any]]:
     bundle = Bundle.load(options.bundle)
     size = tuple(bundle.config["size"])
-    data = read_photos(options.data, options.samples, size, with_maps="perceive" not in bundle.stages)
+    data = read_photos(options.data, options.samples, size, with_maps=bool(bundle.inputs.intersection(PERCEIVED)))
     made = calibrate(bundle, data, options.output, keep_above=options.keep_above, tensorrt=backend)
     found = {(speed.stage, speed.precision): speed for speed in speeds(made.bundle, backend, size, options.runs)}
     rows = []

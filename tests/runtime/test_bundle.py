@@ -7,6 +7,7 @@ import copy
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,39 @@ def test_reads_what_is_written(folder: Path) -> None:
     assert graph.whole == folder / "core.onnx"
     assert [type(step) for step in graph.steps] == [SessionStep, OperatorStep, SessionStep]
     assert graph.steps[1].attributes == {"count": 4}
+
+
+def bundle_of(folder: Path, **stages: str) -> Bundle:
+    """Its stages take and give the tensors "TAKEN > GIVEN"."""
+    bundle = Bundle.load(folder)
+
+    def specs(names: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name, "float32", (1,)) for name in names.split())
+
+    made = {
+        name: replace(bundle.stage("core"), name=name, inputs=specs(taken), outputs=specs(given))
+        for name, (taken, given) in ((name, text.split(">")) for name, text in stages.items())
+    }
+    return replace(bundle, stages=made)
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "missing"),
+    [
+        ("photo noise", "see read move", ""),
+        ("photo noise ids", "see read move", ""),  # depth is missing
+        ("photo noise depth ids", "move", ""),
+        ("photo noise depth ids motion", "", ""),
+        ("photo", "see read move", "noise"),
+        ("", "see read move", "photo noise"),
+    ],
+)
+def test_stages_that_lead_from_some_tensors_to_others(folder: Path, given: str, names: str, missing: str) -> None:
+    bundle = bundle_of(
+        folder, see="photo > maps", read="maps > depth ids", draw="photo > picture", move="depth ids noise > motion"
+    )
+    assert bundle.inputs == {"photo", "noise"}
+    assert bundle.leading_to(["motion"], given.split()) == (names.split(), set(missing.split()))
 
 
 def test_names_and_paths(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,13 @@ import pytest
 from edge4d import load
 from edge4d.runtime.backends import backend
 from edge4d.runtime.bundle import Bundle
-from edge4d.runtime.errors import InvalidBundle, InvalidPicture, InvalidRequest, PrecisionNotInBundle
+from edge4d.runtime.errors import (
+    InvalidBundle,
+    InvalidPicture,
+    InvalidRequest,
+    PrecisionNotInBundle,
+    StageNotInBundle,
+)
 from edge4d.runtime.systems import system
 
 WIDTH, HEIGHT = 64, 32
@@ -155,3 +161,17 @@ def test_bundles_that_do_not_perceive(tiny_bundle):
     assert len(pipeline.generate(picture(), depth=depth, instances=instances)) > 0
     with pytest.raises(InvalidRequest, match="by itself"):
         pipeline.generate(picture(), depth=depth)
+
+
+def test_bundles_that_lack_a_stage(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle)
+    without = dataclasses.replace(bundle, stages={"perceive": bundle.stages["perceive"], "core": blind(bundle)})
+    with pytest.raises(StageNotInBundle, match=r"perceive, core, makes features"):
+        system("pixel_to_4d")(without, backend(), "fp32").generate(picture())
+
+
+def blind(bundle):
+    """The stage `core`, taking features that nothing makes."""
+    core = bundle.stages["core"]
+    features = dataclasses.replace(core.inputs[0], name="features")
+    return dataclasses.replace(core, inputs=(*core.inputs, features))
