@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edge4d.calib.mixes import ENGINE, with_engine_variant
 from edge4d.runtime.backends import backend
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
 from edge4d.runtime.bundle import Bundle
@@ -46,16 +47,16 @@ def photograph(width: int, height: int) -> dict[str, np.ndarray]:
 def test_stages_are_those_of_onnx_runtime(tensorrt: Any, size: tuple[int, int], precision: str) -> None:
     width, height = size
     tensors = {**photograph(*size), "noise": np.zeros((1, 8, height // 16, width // 16), np.float32)}
+    bundle = with_engine_variant(STREET)  # TensorRT's int8 is another graph than ONNX Runtime's
     for stage in STREET.stages:
-        # ONNX Runtime's int8 has other roundings than TensorRT's, which are between those of fp16.
-        with OnnxRuntimeBackend().engine(STREET, stage, "fp16" if precision == "int8" else precision) as reference:
+        with OnnxRuntimeBackend().engine(bundle, stage, ENGINE if precision == "int8" else precision) as reference:
             inputs = {tensor.name: tensors[tensor.name] for tensor in reference.inputs}
             expected = reference.run(inputs)
         with tensorrt.engine(STREET, stage, precision) as engine:
             found = engine.run(inputs)
         # TensorRT sums in another order: float32 rounds at 6e-8 a product, over some thousand of them; half at 5e-4,
-        # int8 at 4e-3. What has no halves in it is float32 in all precisions.
-        tolerance = 1e-3 if stage in ("readout", "lift") else {"fp32": 1e-3, "fp16": 0.03, "int8": 0.2}[precision]
+        # and what that brings to the next step of int8 differs by 8e-3. What has no halves in it is float32 always.
+        tolerance = 1e-3 if stage in ("readout", "lift") else {"fp32": 1e-3, "fp16": 0.03, "int8": 0.1}[precision]
         for name, reference in expected.items():
             if reference.dtype.kind == "f":
                 wrong = np.abs(found[name] - reference) > tolerance * np.abs(reference).max()
