@@ -1,7 +1,7 @@
-"""Whether segments show in clips of 120 frames that the bundle `animals` follows, and whether errors add up. Two minutes.
+"""Whether segments show in clips of 120 frames that the bundle `animals` follows, and whether errors add up.
 
 A step is the mean difference of a picture from the one before, in medians of the clip's: at seams, which are all frames
-that segments share, elsewhere, and in the true video at the same frames.
+that segments share, elsewhere, and in the true video at the same frames. Takes two minutes.
 
     python tests/benchmarks/long_clips_cpu.py
 """
