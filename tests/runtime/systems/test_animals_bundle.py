@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ pytest.importorskip("torch")  # makes the animal
 from mesh_files import write_mesh_ply
 
 import edge4d
+from edge4d.export.models import gvf_diffusion
 from edge4d.export.worlds import write_world
 from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.evaluate_objects import score
@@ -58,6 +60,11 @@ def test_it_is_small():
     bundle = Bundle.load("animals")
     sizes = {path: entry.bytes for path, entry in bundle.files.items() if ".fp32" not in path}
     assert sum(size for path, size in sizes.items() if not path.startswith("image.")) <= 8_000_000
+
+
+def test_its_checkpoint_is_there():
+    checkpoint = Path(gvf_diffusion.__file__).parent / "animals.safetensors"
+    assert gvf_diffusion.build("animals", checkpoint).provenance == Bundle.load("animals").provenance
 
 
 def test_it_moves_as_the_video_does(scene, animal):
