@@ -185,8 +185,10 @@ def profiles(stage: Stage, inputs: Sequence[str]) -> dict[str, Profile]:
     """The smallest, usual and largest shape of every input whose shape varies.
 
     Raises:
-        InvalidRequest: an input is none of the stage's: what an operator made has shapes that only it knows.
+        InvalidRequest: an input is none of the stage's: what an operator made may vary as only it knows.
     """
+    if not stage.axes:
+        return {}
     known = {tensor.name: tensor for tensor in stage.inputs}
     unknown = sorted(set(inputs) - set(known))
     if unknown:

@@ -14,7 +14,7 @@ from edge4d.runtime.errors import InvalidRequest, InvalidScene
 from edge4d.runtime.gaussians import Float32Array, Gaussians, normalized
 from edge4d.runtime.ply import C0
 from edge4d.runtime.rotations import multiply_quats, quat_from_rotation, quats_from_rotvecs, rotations_from_quats
-from edge4d.runtime.variation_field import ACTIVATION, CHANNELS, DELTA
+from edge4d.runtime.variation_field import ACTIVATION
 
 UP = {
     "z": np.eye(3),
@@ -104,35 +104,3 @@ def raw_from_gaussians(gaussians: Gaussians) -> Gaussians:
         scales=(softplus + np.log(-np.expm1(-softplus)) - ACTIVATION.scale_bias).astype(np.float32),
         opacities=(np.log(opacities) - np.log1p(-opacities) - ACTIVATION.opacity_bias).astype(np.float32),
     )
-
-
-# --- as one array -----------------------------------------------------------------------------------------------------
-
-
-def channels_from_raw(raw: Gaussians) -> Float32Array:
-    """Raw values [N,14] in the order of changes, so that a change is added to them."""
-    channels = np.empty((len(raw.means), CHANNELS), np.float32)
-    for name, (start, stop) in DELTA.items():
-        channels[:, start:stop] = getattr(raw, name).reshape(len(channels), -1)
-    return channels
-
-
-def raw_from_channels(channels: Float32Array) -> Gaussians:
-    """The inverse of `channels_from_raw`."""
-    parts = {name: np.ascontiguousarray(channels[:, start:stop]) for name, (start, stop) in DELTA.items()}
-    return Gaussians(
-        means=parts["means"],
-        quats=parts["quats"],
-        scales=parts["scales"],
-        opacities=parts["opacities"][:, 0],
-        colors=parts["colors"][:, None],
-    )
-
-
-def with_unit_quats(channels: Float32Array) -> Float32Array:
-    """The same Gaussians [N,14], their quaternions of length one. None changes its sign, lest motion leaps there."""
-    start, stop = DELTA["quats"]
-    bias = np.array(ACTIVATION.quat_bias, np.float32)
-    unit: Float32Array = channels.copy()
-    unit[:, start:stop] = normalized(channels[:, start:stop] + bias) - bias
-    return unit

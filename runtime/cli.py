@@ -103,7 +103,8 @@ CameraName = Annotated[
     typer.Option(
         "--camera",
         metavar="NAME|FILE|DIR",
-        help="static, drive, orbit, dolly, pan or spiral, or poses: KITTI, TUM, COLMAP, RealEstate10K, nerfstudio.",
+        help="static, drive, orbit, turntable, dolly, pan or spiral, or poses: KITTI, TUM, COLMAP, RealEstate10K, "
+        "nerfstudio.",
     ),
 ]
 SceneCamera = Annotated[

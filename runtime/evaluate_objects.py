@@ -30,6 +30,7 @@ def evaluate_objects(
     *,
     frames: Optional[int] = None,
     steps: Optional[int] = None,
+    anchors: Optional[int] = None,
     seed: int = 0,
     backend: str = "auto",
     progress: Optional[Callable[[int, int], None]] = None,
@@ -38,7 +39,7 @@ def evaluate_objects(
 
     Args:
         frames: how many of each sequence, the first included; all of them without it.
-        steps: of the sampler, see `GvfDiffusion.generate`. seed: of its noise; one sample is made of each sequence.
+        steps, anchors: see `GvfDiffusion.generate`. seed: of the sampler's noise; one sample is made of each sequence.
         backend: what draws; see `edge4d.runtime.renderer.Renderer`.
         progress: called with (sequences done, sequences in all).
 
@@ -59,6 +60,7 @@ def evaluate_objects(
             canonical=sequence.canonical,
             azimuth=0.0,
             steps=steps,
+            anchors=anchors,
             seed=seed,
             source_fps=world.fps,
             size=world.size,

@@ -344,9 +344,9 @@ def render(
 
     Args:
         scene: what to render.
-        camera: a trajectory's name (static, drive, orbit, dolly, pan, spiral), a file or folder of poses, or a path.
-            Where the scene's lengths are not metres, trajectories without parameters are scaled so that they turn
-            about its middle.
+        camera: a trajectory's name (static, drive, orbit, turntable, dolly, pan, spiral), a file or folder of poses,
+            or a path. Where the scene's lengths are not metres, trajectories without parameters are scaled so that they
+            turn about its middle.
         frames: how many; without it, for as long as the scene moves (24 if it does not). Of a file or path at most so
             many, and all without it.
         fps: frames per second; the scene's own without it.

@@ -1,8 +1,8 @@
 """Camera paths: six named trajectories and smooth interpolation of keyframes.
 
 Every pose is camera to world, relative to the input camera: x right, y down, z forward, metres. A trajectory starts at
-the identity, so its first frame is the input picture. Those that swing (`orbit`, `dolly`, `pan`, `spiral`) do so
-`cycles` times within the clip and come back: a video with whole cycles loops without a jump.
+the identity, so its first frame is the input picture. Those that swing or turn (`orbit`, `turntable`, `dolly`, `pan`,
+`spiral`) do so `cycles` times within the clip and come back: a video with whole cycles loops without a jump.
 """
 
 from __future__ import annotations
@@ -138,7 +138,17 @@ def _drive(clip: _Clip, *, speed: float = 2.0, turn: float = 0.0) -> _Course:
 def _orbit(clip: _Clip, *, distance: float = DISTANCE, degrees: float = 6.0, cycles: float = 1.0) -> _Course:
     """Swing `degrees` to either side on a circle about the point `distance` metres ahead, always looking at it."""
     _check_positive("orbit", "distance", distance)
-    yaw = math.radians(degrees) * np.sin(cycles * clip.phases)
+    return _about(clip, distance, math.radians(degrees) * np.sin(cycles * clip.phases))
+
+
+def _turntable(clip: _Clip, *, distance: float = DISTANCE, cycles: float = 1.0) -> _Course:
+    """Go all around the point `distance` metres ahead, to the right first, always looking at it."""
+    _check_positive("turntable", "distance", distance)
+    return _about(clip, distance, -cycles * clip.phases)
+
+
+def _about(clip: _Clip, distance: float, yaw: FloatArray) -> _Course:
+    """On a circle about the point `distance` ahead, looking at it, by `yaw` [T] radians."""
     rotations = _yaws(yaw)
     focus = np.array([0.0, 0.0, distance])
     return _still(clip)._replace(positions=focus - rotations @ focus, rotations=rotations)
@@ -184,6 +194,7 @@ TRAJECTORIES: Dict[str, Callable[..., _Course]] = {
     "static": _static,
     "drive": _drive,
     "orbit": _orbit,
+    "turntable": _turntable,
     "dolly": _dolly,
     "pan": _pan,
     "spiral": _spiral,
@@ -199,8 +210,8 @@ def trajectory(name: str, camera: Camera, frames: int, fps: float, **parameters:
         frames: T.
         fps: frames per second; frame k is at k / fps seconds.
         parameters: of the trajectory, all with defaults: drive (speed m/s, turn degrees/s), orbit (distance m,
-            degrees, cycles), dolly (travel m, distance m, cycles), pan (degrees, cycles), spiral (radius m, distance m,
-            cycles).
+            degrees, cycles), turntable (distance m, cycles), dolly (travel m, distance m, cycles), pan (degrees,
+            cycles), spiral (radius m, distance m, cycles).
 
     Raises:
         InvalidCameraPath: unknown name or parameter, or a value that cannot work.

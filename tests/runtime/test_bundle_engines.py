@@ -54,6 +54,7 @@ def test_profiles_are_the_axes_sizes(stage):
     assert profiles(stage, ("image", "scale")) == {"image": ((1, 3, 32, 32), (1, 3, 64, 96), (1, 3, 128, 128))}
     with pytest.raises(InvalidRequest, match="takes chosen from an operator"):
         profiles(stage, ("image", "chosen"))
+    assert profiles(dataclasses.replace(stage, axes={}), ("image", "chosen")) == {}  # the graphs say all shapes
 
 
 @pytest.mark.parametrize("device", ["sm_89", "sm89", "89", "SM_89"])

@@ -10,18 +10,15 @@ from hypothesis import strategies as st
 from edge4d.runtime.canonical import (
     UP,
     Placement,
-    channels_from_raw,
-    raw_from_channels,
     raw_from_gaussians,
     rotated,
     turned,
     up_rotation,
-    with_unit_quats,
 )
 from edge4d.runtime.errors import InvalidRequest, InvalidScene
 from edge4d.runtime.gaussians import Gaussians
 from edge4d.runtime.rotations import multiply_quats, rotations_from_quats
-from edge4d.runtime.variation_field import ACTIVATION, DELTA
+from edge4d.runtime.variation_field import ACTIVATION
 
 
 def gaussians(count: int = 50, seed: int = 0) -> Gaussians:
@@ -139,24 +136,3 @@ def test_what_cannot_be_placed():
         up_rotation("x")
     with pytest.raises(InvalidScene, match="single point"):
         Placement(np.zeros((5, 3), np.float32))
-
-
-def test_channels_are_in_the_order_of_changes():
-    raw = raw_from_gaussians(gaussians())
-    channels = channels_from_raw(raw)
-    np.testing.assert_array_equal(channels[:, slice(*DELTA["quats"])], raw.quats)
-    np.testing.assert_array_equal(channels[:, 13], raw.opacities)
-    for name, array in raw_from_channels(channels)._asdict().items():
-        np.testing.assert_array_equal(array, getattr(raw, name))
-
-
-def test_unit_quaternions_are_the_same_rotations():
-    channels = channels_from_raw(raw_from_gaussians(gaussians()))
-    channels[:, slice(*DELTA["quats"])] += np.random.default_rng(1).normal(0, 0.3, (50, 4)).astype(np.float32)
-    unit = with_unit_quats(channels)
-    biased = [array[:, slice(*DELTA["quats"])] + [1, 0, 0, 0] for array in (channels, unit)]
-    np.testing.assert_allclose(np.linalg.norm(biased[1], axis=1), 1.0, rtol=1e-6)
-    assert (np.einsum("nc,nc->n", *biased) > 0).all()
-    same_rotations(*biased)
-    others = [i for i in range(14) if not DELTA["quats"][0] <= i < DELTA["quats"][1]]
-    np.testing.assert_array_equal(unit[:, others], channels[:, others])

@@ -15,9 +15,10 @@ from typing import Any
 import onnx
 import pytest
 
+from edge4d.runtime import bundle_engines
 from edge4d.runtime import engine_from_onnx as builder
 from edge4d.runtime.bundle import Bundle, Stage, shipped_bundles
-from edge4d.runtime.bundle_engines import profiles
+from edge4d.runtime.bundle_engines import Target, parts, profiles
 from edge4d.runtime.engine_from_onnx import BuildOptions, BuildRequest, Progress, engine_from_onnx
 from edge4d.runtime.errors import BackendUnavailable, EngineNotBuilt
 
@@ -215,18 +216,23 @@ def shapes(stage: Stage) -> dict[str, builder.Profile]:
 
 @pytest.mark.rtx
 @pytest.mark.parametrize("capability", ["89", "120"])
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
-@pytest.mark.parametrize("name", shipped_bundles())
-def test_every_stage_becomes_an_engine(name, precision, capability):
-    for stage in Bundle.load(name).stages.values():
-        said: list[Progress] = []
-        graph = stage.graph(precision).whole
-        engine = engine_from_onnx(
-            BuildRequest(graph, "tensorrt_rtx", precision, shapes(stage), capability), said.append
-        )
-        assert len(engine) > 100_000  # the weights, at least
-        assert [progress.phase for progress in said[:2]] == ["parse", "build"]
-        assert said[-1].step == said[-1].steps - 1 or said[-1].step == said[-1].steps > 1
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [(name, precision) for name in shipped_bundles() for precision in Bundle.load(name).precisions],
+)
+def test_every_stage_becomes_engines(name, precision, capability):
+    bundle, target = Bundle.load(name), Target("tensorrt_rtx", "", capability)
+    for stage in bundle.stages.values():
+        size = 0
+        for part in parts(stage, precision, target.library):
+            said: list[Progress] = []
+            wanted = bundle_engines.request(stage, part, precision, target, BuildOptions())
+            engine = engine_from_onnx(wanted, said.append)
+            assert [progress.phase for progress in said[:2]] == ["parse", "build"]
+            assert said[-1].step == said[-1].steps - 1 or said[-1].step == said[-1].steps > 1
+            size += len(engine)
+        weights = bundle.files.get(f"{stage.name}.weights")
+        assert size > (weights.bytes if weights else 0)
 
 
 @pytest.fixture(scope="module")
@@ -285,6 +291,7 @@ def test_a_builder_ends_with_who_asked_for_it(tmp_path):
     asks = """
 import subprocess
 from pathlib import Path
+from edge4d.runtime import bundle_engines
 from edge4d.runtime import engine_from_onnx as builder
 class Popen(subprocess.Popen):
     def __init__(self, *arguments, **options):

@@ -45,7 +45,7 @@ def test_a_trajectory_is_relative_to_the_input_camera(name):
     np.testing.assert_allclose(moved, start @ poses(trajectory(name, CAMERA, 5, 12.0)), atol=ROUNDING)
 
 
-@pytest.mark.parametrize("name", ["orbit", "dolly", "pan", "spiral"])
+@pytest.mark.parametrize("name", ["orbit", "turntable", "dolly", "pan", "spiral"])
 def test_swinging_trajectories_loop(name):
     # Frame 24 of 48 with two cycles is frame 0 of the second cycle.
     path = poses(trajectory(name, CAMERA, 48, 12.0, cycles=2.0))
@@ -69,7 +69,7 @@ def test_driving_a_quarter_circle_to_the_right_ends_looking_right():
     np.testing.assert_allclose(end[:3, 2], [1.0, 0.0, 0.0], atol=ROUNDING)
 
 
-@pytest.mark.parametrize("name", ["orbit", "spiral"])
+@pytest.mark.parametrize("name", ["orbit", "turntable", "spiral"])
 def test_looking_at_a_point_keeps_it_in_the_middle(name):
     for camera in trajectory(name, CAMERA, 24, 12.0, distance=5.0).cameras:
         x, y, z, _ = camera.viewmat @ [0.0, 0.0, 5.0, 1.0]
@@ -78,9 +78,16 @@ def test_looking_at_a_point_keeps_it_in_the_middle(name):
         assert z > 0.0
 
 
-def test_an_orbit_keeps_its_distance():
-    positions = poses(trajectory("orbit", CAMERA, 24, 12.0, distance=5.0))[:, :3, 3]
+@pytest.mark.parametrize("name", ["orbit", "turntable"])
+def test_what_goes_around_keeps_its_distance(name):
+    positions = poses(trajectory(name, CAMERA, 24, 12.0, distance=5.0))[:, :3, 3]
     np.testing.assert_allclose(np.linalg.norm(positions - [0.0, 0.0, 5.0], axis=-1), 5.0, atol=ROUNDING)
+
+
+def test_a_turntable_shows_the_right_side_first_and_then_the_back():
+    path = poses(trajectory("turntable", CAMERA, 24, 12.0, distance=5.0))
+    np.testing.assert_allclose(path[6][:3, 3], [5.0, 0.0, 5.0], atol=5 * ROUNDING)
+    np.testing.assert_allclose(path[12][:3, 3], [0.0, 0.0, 10.0], atol=5 * ROUNDING)
 
 
 def test_a_dolly_zoom_keeps_the_subjects_size():
@@ -106,6 +113,7 @@ def test_a_pan_turns_to_the_right_first_and_stays_in_place():
         ("drive", {"speed": math.nan}),
         ("drive", {"speed": 1e9}),
         ("orbit", {"distance": 0.0}),
+        ("turntable", {"distance": -1.0}),
         ("dolly", {"travel": 8.0}),
         ("spiral", {"radius": 4.0}),
     ],

@@ -28,8 +28,8 @@ from edge4d.runtime.metrics import psnr
 from edge4d.runtime.object_views import object_camera, object_pose
 from edge4d.runtime.ply import write_ply
 from edge4d.runtime.samplers import CosineSchedule, log_snr_uniform, multistep_plan, sample_multistep
-from edge4d.runtime.systems import system
-from edge4d.runtime.systems.gvf_diffusion import GvfDiffusion, segments
+from edge4d.runtime.systems import gvf_diffusion, system
+from edge4d.runtime.systems.gvf_diffusion import OVERLAP, GvfDiffusion, segments
 from edge4d.runtime.variation_field import ACTIVATION, query_from_gaussians
 
 
@@ -116,45 +116,56 @@ def test_the_same_video_gives_the_same_scene_and_seeds_differ(pipeline, ply, vid
     assert np.abs(changes(steps=30) - changes()).mean() < 0.1 * np.abs(changes()).mean()
 
 
-def test_long_clips_go_on_without_a_jump(pipeline, ply, monkeypatch):
-    """27 frames in segments of 6 and fewer, whose networks all see the object 0.1 to another side at first."""
-    sides = iter(0.1 * np.random.default_rng(0).choice([-1.0, 1.0], (6, 3)))
-    speed, states = np.array([0.02, -0.01, 0.0]), []
+def test_segments_start_from_the_same_gaussians_and_fade_into_each_other(pipeline, ply, monkeypatch):
+    """27 frames in segments of 6, of which the networks say no more than their number."""
+    monkeypatch.setattr(gvf_diffusion, "OVERLAP", 2)
+    given = []
 
-    def decoded(latents, gaussians, anchors):
-        states.append(gaussians)
-        changes = np.zeros((len(latents), len(gaussians.means), 14), np.float32)
-        changes[..., :3] = np.arange(len(latents))[:, None, None] * speed + next(sides)
-        changes[..., 6:10] = 0.3
-        return changes
+    def changed(inputs, gaussians, steps, anchors):
+        given.append(inputs)
+        return np.full((len(inputs["noise"]), len(gaussians.means), 14), len(given), np.float32)
 
-    monkeypatch.setattr(pipeline, "_decoded", decoded)
-    scene = pipeline.generate(pictures(asset(), 40, 27, size=256), canonical=ply, azimuth=40.0, steps=1)
-    places = np.stack([scene.evaluate(t).means[0] for t in np.arange(27) / 10])
-    jumps = np.linalg.norm(np.diff(places, axis=0), axis=1)
-    seams = [start for start, _ in segments(27, 6) if start]
-    assert len(seams) == 5
-    assert max(jumps[i] for seam in seams for i in (seam - 1, seam)) <= 1.5 * np.median(jumps)
-    # What networks were given is what the scene shows at the seams, and is rotated by quaternions of length one.
-    for seam, state in zip(seams, states[1:]):
-        np.testing.assert_allclose(scene.evaluate(seam / 10).means, state.means, atol=1e-3)  # half precision
-        np.testing.assert_allclose(scene.evaluate(seam / 10).quats, state.quats, atol=1e-3)
+    monkeypatch.setattr(pipeline, "_changed", changed)
+    video = pictures(asset(), 40, 27)
+    said = pipeline.generate(video, canonical=ply, azimuth=40.0, steps=1).motion[0].data[:, 0, 0]
+    parts = list(segments(27, 6))
+    assert len(given) == len(parts) == 8
+    planes = read_clip(video, 32).pictures.transpose(0, 3, 1, 2).astype(np.float32) / 255
+    image = pipeline.backend.engine(pipeline.bundle, "image", "fp32")
+    images = np.concatenate([image.run({"pictures": plane[None]})["images"] for plane in planes])
+    noise = np.full((27, LATENTS, 16), np.nan, np.float32)
+    expected = np.zeros(27)
+    for number, ((start, stop), inputs) in enumerate(zip(parts, given), 1):
+        frames = [*range(min(start, 1)), *range(start, stop)]  # the first one is always seen
+        np.testing.assert_allclose(inputs["images"], images[frames], atol=1e-5)  # of more pictures at once
+        for name in ("static", "positions"):
+            np.testing.assert_array_equal(inputs[name], given[0][name])
+        known = ~np.isnan(noise[frames, 0, 0])
+        np.testing.assert_array_equal(inputs["noise"][known], noise[frames][known])
+        noise[frames] = inputs["noise"]
+        expected[start:stop] = number
+        if start:
+            expected[start : start + 2] = number - 1 + np.array([1, 2]) / 3
+    np.testing.assert_allclose(said, expected, atol=4e-3)  # half precision of numbers up to 8
+    assert len(np.unique(noise)) > 0.99 * noise.size
 
 
-@pytest.mark.parametrize("count", [1, 2, 6, 7, 11, 12, 120])
-def test_segments_cover_the_clip_and_overlap_by_a_frame(count):
-    found = list(segments(count, 6))
+@pytest.mark.parametrize("length", [2, 4, 6, 24])
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 11, 12, 25, 120])
+def test_segments_cover_the_clip_and_overlap(count, length):
+    found = list(segments(count, length))
     assert (found[0][0], found[-1][1]) == (0, count)
-    assert all(stop - 1 == start for (_, stop), (start, _) in zip(found, found[1:]))
-    lengths = [stop - start for start, stop in found]
-    assert max(lengths) <= 6
-    assert max(lengths) - min(lengths) <= 1
-    assert len(found) == max(1, -(-(count - 1) // 5))
+    seen = {stop - start + min(start, 1) for start, stop in found}
+    assert len(seen) == 1
+    assert max(seen) <= length
+    overlap = min(OVERLAP, length - 2)
+    assert all(stop - start >= overlap for (_, stop), (start, _) in zip(found, found[1:]))
+    assert len(found) == 1 + max(0, -(-(count - length) // (length - 1 - overlap)))
 
 
 @pytest.mark.gpu
 def test_fixed_steps_run_on_the_gpu_alone(random_gvf_bundle, engine_cache, pipeline, ply):
-    """In segments of two lengths, with and without anchors."""
+    """In three segments, with and without anchors."""
     pytest.importorskip("tensorrt")
     from edge4d.runtime.backends.tensorrt import TensorRtBackend
 
@@ -167,7 +178,7 @@ def test_fixed_steps_run_on_the_gpu_alone(random_gvf_bundle, engine_cache, pipel
             assert "variation field" in names
             assert not {"sample", "decode"} & set(names)
             expected = pipeline.generate(video, **options).motion[0].data.astype(np.float32)
-            # TensorRT may round products to 10 bits (TF32), in two segments of four steps each.
+            # TensorRT may round products to 10 bits (TF32), in segments of four steps each.
             assert np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
         tensorrt.generate(video, canonical=ply, azimuth=40.0)  # an adaptive sampler looks at each evaluation here
         assert "sample" in [stage.name for stage in tensorrt.timings.stages]
