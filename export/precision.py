@@ -44,7 +44,6 @@ KEEP = frozenset(_NORMALISATIONS | _REDUCTIONS | _STEEP | _SOURCES)
 _MOVES = {"Concat", "Expand", "Flatten", "Gather", "GatherElements", "GatherND", "Identity", "Pad", "Reshape", "Slice"}
 _MOVES |= {"Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"}
 # They only move values: float32 in, float32 out, so that an island's inputs arrive whole.
-_RESHAPES = {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 
 
 def fp16_from_fp32(model: ModelProto, *, fp32_scopes: Iterable[str] = ()) -> ModelProto:
@@ -91,34 +90,26 @@ def rounded_to_half(model: ModelProto) -> ModelProto:
     """An fp16 graph in float32 arithmetic, every half value rounded as half hardware does: overflow becomes infinite.
 
     ONNX Runtime computes half graphs on the CPU in float32 and leaves the roundings between nodes out, so that it shows
-    less of what half precision loses than a GPU does; this graph shows all of it. That includes float32 values that are
-    reshaped: beside halves, TensorRT 8.6 may make halves of them (see `edge4d.runtime.engine_from_onnx.keep_types`).
+    less of what half precision loses than a GPU does; this graph shows all of it.
     """
     types = _types(model, inner_types(model, strict=True))
-    kinds = (HALF, FLOAT) if HALF in types.values() else ()
-    rounded = {
-        name
-        for node in model.graph.node
-        for name in node.output
-        if name and types[name] in (kinds if node.op_type in _RESHAPES else kinds[:1])
-    }
     values = model.graph.value_info
     return like(
         model,
-        node=[made for node in model.graph.node for made in _rounding(node, types, rounded)],
-        value_info=[_retyped(v, f"{v.name}.exact", FLOAT) if v.name in rounded else v for v in values],
+        node=[made for node in model.graph.node for made in _rounding(node, types)],
+        value_info=[_retyped(v, f"{v.name}.exact", FLOAT) if types[v.name] == HALF else v for v in values],
         initializer=[_single(t, t.name) if t.data_type == HALF else t for t in model.graph.initializer],
     )
 
 
-def _rounding(node: NodeProto, types: dict[str, int], rounded: set[str]) -> list[NodeProto]:
+def _rounding(node: NodeProto, types: dict[str, int]) -> list[NodeProto]:
     exact = NodeProto()
     exact.CopyFrom(node)
     if node.op_type == "Cast" and HALF in (types[node.input[0]], types[node.output[0]]):
         exact.attribute[0].i = FLOAT if types[node.output[0]] == HALF else types[node.output[0]]
     nodes = [exact]
     for index, name in enumerate(node.output):
-        if name in rounded:
+        if name and types[name] == HALF:
             exact.output[index] = f"{name}.exact"
             nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.half"], to=HALF))
             nodes.append(helper.make_node("Cast", [f"{name}.half"], [name], to=FLOAT))
