@@ -525,7 +525,7 @@ def calibrate(
     from edge4d.runtime.backends import backend as backend_by_name
     from edge4d.runtime.bundle import Bundle as BundleFolder
     from edge4d.runtime.profile_files import write_text
-    from edge4d.runtime.systems.pixel_to_4d import PERCEIVED
+    from edge4d.runtime.systems.pixel_to_4d import perceives
 
     found = BundleFolder.load(bundle)
     check_system(found)
@@ -535,7 +535,7 @@ def calibrate(
         if data.startswith("world:"):
             folder = Path(temporary, "world")
             _write_world(data.partition(":")[2], folder, samples, seed, size, 2, found.config["fps"])
-        photos = read_photos(folder, samples, size, with_maps=bool(found.inputs.intersection(PERCEIVED)))
+        photos = read_photos(folder, samples, size, with_maps=not perceives(found))
         with _progress("Calibrating") as progress:
             made = make(
                 found,

@@ -1,4 +1,4 @@
-"""Camera paths: six named trajectories and smooth interpolation of keyframes.
+"""Camera paths: named trajectories and smooth interpolation of keyframes.
 
 Every pose is camera to world, relative to the input camera: x right, y down, z forward, metres. A trajectory starts at
 the identity, so its first frame is the input picture. Those that swing or turn (`orbit`, `turntable`, `dolly`, `pan`,

@@ -43,6 +43,11 @@ MIN_OPACITY = 1.0 / 255.0  # below it no pixel changes: the rasterizer culls the
 _EXAMPLE_DEPTH = 8.0  # metres, for bundles that cannot see it
 
 
+def perceives(bundle: Bundle) -> bool:
+    """Whether networks of its own see depth and instances."""
+    return not bundle.inputs.intersection(PERCEIVED)
+
+
 class PixelTo4D(Pipeline):
     """A bundle of this system, ready to generate. Its attributes are those of every `Pipeline`."""
 
@@ -107,7 +112,7 @@ class PixelTo4D(Pipeline):
     def example_scene(self, size: Optional[tuple[int, int]] = None) -> Scene4D:
         size = self._checked_size(size)
         image, instances = picture(*size)
-        if not self.bundle.inputs.intersection(PERCEIVED):
+        if perceives(self.bundle):
             return self.generate(image, size=size)
         depth = np.full(instances.shape, _EXAMPLE_DEPTH, np.float32)
         return self.generate(image, size=size, depth=depth, instances=instances)

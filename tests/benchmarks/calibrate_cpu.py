@@ -18,9 +18,10 @@ import numpy as np
 import report
 
 import edge4d
+from edge4d.calib.mixes import read_stages
 from edge4d.calib.speed import StageSpeed, speeds
 from edge4d.runtime.backends.onnxruntime import OnnxRuntimeBackend
-from edge4d.runtime.bundle import Bundle, Stage
+from edge4d.runtime.bundle import Bundle
 from edge4d.runtime.metrics import psnr
 from edge4d.runtime.world_files import World
 
@@ -43,8 +44,9 @@ def main() -> None:
         row |= picture(bundle, world)
         if row["int8_from_fp32_db"] < LEAST:
             sys.exit(f"int8 is {row['int8_from_fp32_db']} dB from fp32")
+        networks = read_stages(bundle)
         found = speeds(bundle, OnnxRuntimeBackend(), world.size, options.runs)
-        row |= times([speed for speed in found if is_network(bundle.stage(speed.stage))])
+        row |= times([speed for speed in found if speed.stage in networks])
     print(row)
     report.write("calibrate_cpu", [row], notes=NOTES)
 
@@ -82,11 +84,6 @@ def picture(bundle: Bundle, world: World) -> dict[str, float]:
             for key, pair in zip(found, ((fp32, true), (int8, true), (int8, fp32))):
                 found[key].append(psnr(*pair))
     return {key: round(fmean(values), 2) for key, values in found.items()}
-
-
-def is_network(stage: Stage) -> bool:
-    """Whether something of it is int8; other stages are arithmetic that stays in float32."""
-    return stage.graph("int8").steps != stage.graph("fp32").steps
 
 
 def times(found: list[StageSpeed]) -> dict[str, float]:

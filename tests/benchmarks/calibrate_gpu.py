@@ -28,7 +28,7 @@ from edge4d.calib.photos import read_photos
 from edge4d.calib.ranges import WatchingBackend, observe
 from edge4d.calib.speed import TimingBackend, not_slower, speeds, tensorrt_backend
 from edge4d.runtime.bundle import Bundle
-from edge4d.runtime.systems.pixel_to_4d import PERCEIVED
+from edge4d.runtime.systems.pixel_to_4d import perceives
 
 SEEN = 4  # inputs of the paper's stage
 
@@ -55,7 +55,7 @@ def main() -> None:
 def of_bundle(options: argparse.Namespace, backend: TimingBackend) -> list[dict[str, Any]]:
     bundle = Bundle.load(options.bundle)
     size = tuple(bundle.config["size"])
-    data = read_photos(options.data, options.samples, size, with_maps=bool(bundle.inputs.intersection(PERCEIVED)))
+    data = read_photos(options.data, options.samples, size, with_maps=not perceives(bundle))
     made = calibrate(bundle, data, options.output, keep_above=options.keep_above, tensorrt=backend)
     found = {(speed.stage, speed.precision): speed for speed in speeds(made.bundle, backend, size, options.runs)}
     rows = []
@@ -72,7 +72,8 @@ def of_bundle(options: argparse.Namespace, backend: TimingBackend) -> list[dict[
 def of_paper(options: argparse.Namespace, backend: TimingBackend) -> list[dict[str, Any]]:
     bundle = Bundle.load(options.paper)
     taken = [tensor.name for tensor in bundle.stage("core").inputs]
-    inputs = [{name: getattr(workloads.paper_inputs(seed), name) for name in taken} for seed in range(SEEN)]
+    made = [workloads.paper_inputs(seed)._asdict() for seed in range(SEEN)]
+    inputs = [{name: tensors[name] for name in taken} for tensors in made]
 
     def run(watching: WatchingBackend) -> None:
         with watching.engine(bundle, "core", "fp32") as engine:

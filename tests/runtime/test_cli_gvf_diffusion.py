@@ -129,12 +129,10 @@ def test_a_scene_of_one_frame_is_said_to_stand_still(generate, files, tmp_path):
     assert "The scene stands still" in err
 
 
-def test_bundles_of_videos_are_not_calibrated(capsys, random_gvf_bundle, files, tmp_path):
-    options = ["--data", str(files / "video"), "-o", str(tmp_path / "int8.e4d")]
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["calibrate", str(random_gvf_bundle), *options])
-    assert stop.value.code == 1
-    assert "Its system is gvf_diffusion" in capsys.readouterr().err
+def test_bundles_of_videos_are_not_calibrated(run, random_gvf_bundle, files, tmp_path):
+    code, _, err = run("calibrate", random_gvf_bundle, "--data", files / "video", "-o", tmp_path / "int8.e4d")
+    assert code == 1
+    assert "Its system is gvf_diffusion" in err
     assert not any(tmp_path.iterdir())
 
 

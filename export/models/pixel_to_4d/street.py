@@ -77,12 +77,8 @@ def camera_rays(intrinsics: Tensor, like: Tensor) -> Tensor:
         intrinsics: [B, 4] fx, fy, cx, cy in pixels.
         like: [B, C, H, W], gives size, device and dtype.
     """
-    height, width = like.shape[-2:]
-    ones = torch.ones_like(like[:, :1])
-    fx, fy, cx, cy = (value.reshape(-1, 1, 1, 1) for value in intrinsics.unbind(-1))
-    columns = ones * (torch.arange(width, device=like.device, dtype=like.dtype) + 0.5)
-    rows = ones * (torch.arange(height, device=like.device, dtype=like.dtype) + 0.5).reshape(-1, 1)
-    return torch.cat([(columns - cx) / fx, (rows - cy) / fy], 1)
+    focal, centre = torch.split(intrinsics.reshape(-1, 4, 1, 1), 2, 1)
+    return (pixel_grid(like, 1.0) - centre) / focal
 
 
 class Inputs(nn.Module):
